@@ -1,0 +1,372 @@
+"""A pack of texts and encoded images to packed tokens, positions and patches: everything before the model.
+
+Knows the prompt, the tokenizer, positions, bounds and what to say of bad input; knows nothing of Triton, and neither
+torch nor transformers is imported. `images` knows pixels.
+
+Letters: n items of the pack, T tokens, V visual tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from images import MERGE, PATCH_SIZE, ItemError, OpenImage, open_image, write_patches
+from tokenizers import Tokenizer
+
+MIN_DIMENSIONS = 64  # the smallest Matryoshka size the model was trained for
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What one request may cost; the `parameters` of preprocess/config.pbtxt."""
+
+    max_items: int = 64  # items of a pack
+    max_tokens: int = 8192  # tokens of an item, template and image included
+    max_pack_tokens: int = 16384  # tokens of a pack
+    max_pack_image_tokens: int = 4096  # visual tokens of a pack
+    max_text_bytes: int = 1_048_576  # UTF-8 bytes of a text or an instruction
+    max_image_bytes: int = 20_971_520  # bytes of an encoded image
+    max_image_pixels: int = 67_108_864  # pixels of an image, checked before decoding
+    min_pixels: int = 4096  # an image is scaled up to at least this
+    max_pixels: int = 1_843_200  # and down to at most this: 1800 visual tokens
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, Mapping[str, str]]) -> Bounds:
+        """Read the `parameters` of a model configuration, as Triton passes them."""
+        return cls(**{field.name: int(parameters[field.name]["string_value"]) for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Pack:
+    """The tensors of one request, named as on the wire between the steps. Never empty: see `Preprocessor`."""
+
+    input_ids: np.ndarray  # int64 (1, T)
+    position_ids: np.ndarray  # int32 (1, T, 3) t, h, w of each token
+    lengths: np.ndarray  # int32 (1, n), or (1, n+1) with the sentinel item
+    patches: np.ndarray  # uint8 (1, V, 6144)
+    grid_thw: np.ndarray  # int32 (1, images, 3) in patches
+    text_tokens: np.ndarray  # int32 (n,)
+    image_tokens: np.ndarray  # int32 (n,)
+
+
+class PackError(ValueError):
+    """A pack is refused. The message is a line for people, then a JSON object for programs, with every bad item."""
+
+    def __init__(self, code: str, message: str, items: Mapping[int, ItemError] | None = None) -> None:
+        details = [{"index": i, "code": e.code, "message": str(e)} for i, e in sorted((items or {}).items())]
+        super().__init__(f"{message}\n{json.dumps({'code': code, 'items': details}, ensure_ascii=False)}")
+        self.code = code
+
+    @classmethod
+    def of_items(cls, errors: Mapping[int, ItemError], num_items: int) -> PackError:
+        """Refuse a pack for its bad items, all of them at once."""
+        first = min(errors)
+        others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        return cls("INVALID_ITEMS", f"item {first} of {num_items}: {errors[first]}{others}", errors)
+
+
+class Prompt:
+    """The checkpoint's chat template as token ids, from the pieces that export took out of it.
+
+    User text is always encoded as plain text: `<|im_end|>` in it is nine ordinary tokens or so, never the special one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, pieces: Mapping[str, str], image_token: str) -> None:
+        self._tokenizer = tokenizer
+        special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+        self._special = re.compile("(" + "|".join(map(re.escape, special)) + ")")
+        # What the tokenizer's own post-processor adds around a sequence (Qwen3-VL-Embedding: one <|endoftext|> after it).
+        bare, full = tokenizer.encode("x", add_special_tokens=False).ids, tokenizer.encode("x").ids
+        start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+        self._begin, end = full[:start], full[start + len(bare) :]
+        tokenizer.encode_special_tokens = True
+        self._before_instruction = pieces["before_instruction"]
+        # The last plain piece before the user's content ("user\n") is tokenised together with the text that follows it.
+        self._after_instruction, self._user = self._split_last(pieces["after_instruction"])
+        self._user_ids = self._plain(self._user)
+        before_pads, after_pads = pieces["image"].split(image_token)
+        self._before_pads, self._after_pads = self.encode(before_pads), self.encode(after_pads)
+        self._pad = tokenizer.token_to_id(image_token)
+        self._end = self.encode(pieces["after_content"]) + end
+        self._lead = lru_cache(maxsize=256)(self._encode_lead)
+        self.sentinel = [self._pad]  # the item of one visual token that an imageless pack carries
+
+    def _split_last(self, piece: str) -> tuple[str, str]:
+        parts = self._special.split(piece)
+        return "".join(parts[:-1]), parts[-1]
+
+    def encode(self, template: str) -> list[int]:
+        """Encode a piece of the template: special tokens as such, the rest as text."""
+        ids: list[int] = []
+        for part in self._special.split(template):
+            ids += [self._tokenizer.token_to_id(part)] if self._special.fullmatch(part) else self._plain(part)
+        return ids
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids) if text else []
+
+    def _encode_lead(self, instruction: str) -> list[int]:
+        before, open_piece = self._split_last(self._before_instruction)
+        lead = self._begin + self.encode(before) + self._plain(open_piece + instruction)
+        return lead + self.encode(self._after_instruction)
+
+    def item(self, instruction: str, text: str, num_image_tokens: int, limit: int) -> tuple[list[int], int, int]:
+        """Lay out one item.
+
+        Returns its token ids, with the text cut so that they stay within `limit` where that is possible, the index of the
+        first visual token, and how many tokens the whole item has.
+        """
+        ids = list(self._lead(instruction))
+        if num_image_tokens:
+            ids += self._user_ids + self._before_pads
+            first_pad = len(ids)
+            ids += [self._pad] * num_image_tokens + self._after_pads
+            content, least = self._plain(text), 0
+        else:
+            first_pad = len(ids)
+            content, least = self._plain(self._user + text), len(self._user_ids)
+        total = len(ids) + len(content) + len(self._end)
+        keep = max(least, len(content) - max(0, total - limit))
+        return ids + content[:keep] + self._end, first_pad, total
+
+
+class Preprocessor:
+    """Turn requests into packs, or refuse them with a `PackError`.
+
+    No tensor of a pack is ever empty, because Triton's stock backends corrupt a batch that holds an empty ragged tensor: a
+    pack without images carries one sentinel item, a single visual token, whose pooled row the pooling step drops.
+
+    Parameters
+    ----------
+    folder
+        Holds `tokenizer.json` of the checkpoint and `preprocessing.json`, which export derives from its other files.
+    bounds
+        What a request may cost.
+    """
+
+    def __init__(self, folder: Path, bounds: Bounds) -> None:
+        settings: dict[str, Any] = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.bounds = bounds
+        self.hidden_size: int = settings["hidden_size"]
+        self.image_embeds_size: int = settings["image_embeds_size"]  # 4D for a DeepStack of three
+        self.default_instruction: str = settings["default_instruction"]
+        self._prompt = Prompt(tokenizer, settings["prompt"], settings["image_token"])
+
+    def __call__(
+        self,
+        text: Sequence[bytes] | None = None,
+        image: Sequence[bytes] | None = None,
+        instruction: Sequence[bytes] | None = None,
+        *,
+        dimensions: int | None = None,
+        max_pixels: int | None = None,
+        truncate: bool = False,
+    ) -> Pack:
+        """Preprocess one request.
+
+        Parameters
+        ----------
+        text, image
+            n entries each: UTF-8 text and encoded images; an empty image is none, an empty text beside an image is none.
+        instruction
+            1 or n entries; blank means the default instruction.
+        dimensions
+            Only checked here, so that a bad value costs nothing.
+        max_pixels
+            Image budget of this request, within the bounds.
+        truncate
+            Cut over-long text to `max_tokens` instead of refusing it; `text_tokens` tells what was left. Never images.
+
+        Raises
+        ------
+        PackError
+            Listing every bad item, with its index, the value, the rule and the cure.
+        """
+        self._check_options(dimensions, max_pixels)
+        num_items = self._count_items(text, image, instruction)
+        errors: dict[int, ItemError] = {}
+
+        def each(step: Callable[[int], Any]) -> list[Any]:
+            """Run a step for every item that is still good, and keep what the bad ones say."""
+            results = []
+            for i in range(num_items):
+                try:
+                    results.append(step(i) if i not in errors else None)
+                except ItemError as error:
+                    errors[i] = error
+                    results.append(None)
+            return results
+
+        instructions = each(lambda i: self._instruction(instruction[i % len(instruction)]) if instruction else self.default_instruction)
+        texts = each(lambda i: self._text(text[i]) if text else "")
+        pixels = self.bounds.max_pixels if max_pixels is None else max_pixels
+        images: list[OpenImage | None] = each(lambda i: self._open(image[i] if image else b"", pixels))
+        if text is None:
+            each(lambda i: _require_image(images[i]))
+        elif image is not None:
+            each(lambda i: _require_content(texts[i], images[i]))
+
+        layouts = each(lambda i: self._layout(instructions[i], texts[i], images[i], truncate))
+        if not errors:
+            self._check_pack(layouts)
+        patches, grids = self._patches(images, each)
+        if errors:
+            raise PackError.of_items(errors, num_items)
+
+        image_tokens = np.array([visual for _, _, visual in layouts], np.int32)
+        lengths = [len(ids) for ids, _, _ in layouts]
+        text_tokens = np.array(lengths, np.int32) - image_tokens
+        if not image_tokens.any():  # the sentinel: one visual token, one grid of 2 x 2 patches
+            layouts.append((self._prompt.sentinel, np.zeros((1, 3), np.int32), 1))
+            lengths.append(1)
+            patches, grids = np.zeros((1, PATCH_SIZE), np.uint8), [(1, MERGE, MERGE)]
+        return Pack(
+            input_ids=np.concatenate([np.array(ids, np.int64) for ids, _, _ in layouts])[None],
+            position_ids=np.concatenate([positions for _, positions, _ in layouts])[None],
+            lengths=np.array([lengths], np.int32),
+            patches=patches[None],
+            grid_thw=np.array([grids], np.int32),
+            text_tokens=text_tokens,
+            image_tokens=image_tokens,
+        )
+
+    def _check_options(self, dimensions: int | None, max_pixels: int | None) -> None:
+        if dimensions is not None and not MIN_DIMENSIONS <= dimensions <= self.hidden_size:
+            raise PackError(
+                "DIMENSIONS_UNKNOWN",
+                f"dimensions is {dimensions}; this model gives {MIN_DIMENSIONS} to {self.hidden_size}. Leave it out for all.",
+            )
+        low, high = self.bounds.min_pixels, self.bounds.max_pixels
+        if max_pixels is not None and not low <= max_pixels <= high:
+            raise PackError(
+                "MAX_PIXELS_OUT_OF_RANGE", f"max_pixels is {max_pixels}; this server allows {low} to {high}. Leave it out for {high}."
+            )
+
+    def _count_items(
+        self, text: Sequence[bytes] | None, image: Sequence[bytes] | None, instruction: Sequence[bytes] | None
+    ) -> int:
+        if not text and not image:
+            raise PackError("NO_INPUT", "the request has neither text nor image; at least one item is needed. Send text, image or both.")
+        if text is not None and image is not None and len(text) != len(image):
+            raise PackError(
+                "SHAPE_MISMATCH",
+                f"text has {len(text)} entries and image has {len(image)}; together they need the same n. "
+                'Fill with "" where an item has none.',
+            )
+        num_items = len(text or image or ())
+        if num_items > self.bounds.max_items:
+            raise PackError(
+                "PACK_TOO_LARGE", f"the pack has {num_items} items; the server takes {self.bounds.max_items}. Send it in parts."
+            )
+        if instruction is not None and len(instruction) not in (1, num_items):
+            raise PackError(
+                "SHAPE_MISMATCH",
+                f"instruction has {len(instruction)} entries for {num_items} items; it needs 1, or one for each item.",
+            )
+        return num_items
+
+    def _check_pack(self, layouts: Sequence[tuple[list[int], np.ndarray, int]]) -> None:
+        for what, size, bound in (
+            ("tokens", sum(len(ids) for ids, _, _ in layouts), self.bounds.max_pack_tokens),
+            ("visual tokens", sum(visual for _, _, visual in layouts), self.bounds.max_pack_image_tokens),
+        ):
+            if size > bound:
+                raise PackError("PACK_TOO_LARGE", f"the pack has {size} {what}; the server takes {bound}. Send it in parts.")
+
+    def _text(self, data: bytes, name: str = "text") -> str:
+        if len(data) > self.bounds.max_text_bytes:
+            raise ItemError(
+                "TEXT_TOO_LARGE", f"{name} has {len(data)} bytes; the server takes {self.bounds.max_text_bytes}. Shorten or split it."
+            )
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            bad = data[error.start : error.start + 4]
+            raise ItemError("TEXT_NOT_UTF8", f"{name} is not UTF-8 (bytes {bad!r} at {error.start}). Encode it as UTF-8.") from error
+
+    def _instruction(self, data: bytes) -> str:
+        """Apply the official rule: strip, and end with punctuation. Blank means the default."""
+        instruction = self._text(data, "instruction").strip()
+        if instruction and not unicodedata.category(instruction[-1]).startswith("P"):
+            instruction += "."
+        return instruction or self.default_instruction
+
+    def _open(self, data: bytes, max_pixels: int) -> OpenImage | None:
+        if not data:
+            return None
+        bounds = self.bounds
+        return open_image(
+            data,
+            min_pixels=bounds.min_pixels,
+            max_pixels=max_pixels,
+            max_image_bytes=bounds.max_image_bytes,
+            max_image_pixels=bounds.max_image_pixels,
+        )
+
+    def _layout(
+        self, instruction: str, text: str, opened: OpenImage | None, truncate: bool
+    ) -> tuple[list[int], np.ndarray, int]:
+        """Return the token ids, the positions (T, 3) and the number of visual tokens of one item."""
+        num_image_tokens = opened.num_tokens if opened else 0
+        limit = self.bounds.max_tokens
+        ids, first_pad, total = self._prompt.item(instruction, text, num_image_tokens, limit)
+        if len(ids) > limit or (total > limit and not truncate):
+            raise ItemError(
+                "TEXT_TOO_LONG",
+                f"the item has {total} tokens ({num_image_tokens} of them visual); the server takes {limit}. "
+                "Shorten the text or ask for truncation (truncate).",
+            )
+        return ids, _positions(len(ids), first_pad, opened.grid if opened else None), num_image_tokens
+
+    def _patches(
+        self, images: Sequence[OpenImage | None], each: Callable[[Callable[[int], Any]], list[Any]]
+    ) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
+        """Decode every image into one array (V, 6144), and list their grids in patches."""
+        counts = [opened.num_tokens if opened else 0 for opened in images]
+        ends = np.cumsum(counts)
+        patches = np.empty((int(ends[-1]), PATCH_SIZE), np.uint8)
+
+        def write(i: int) -> None:
+            if opened := images[i]:
+                write_patches(opened, patches[ends[i] - counts[i] : ends[i]])
+
+        each(write)
+        return patches, [(1, rows * MERGE, columns * MERGE) for rows, columns in (o.grid for o in images if o)]
+
+
+def _require_image(opened: OpenImage | None) -> None:
+    if opened is None:
+        raise ItemError("ITEM_EMPTY", "image is empty and there is no text. Send an encoded image, or a text.")
+
+
+def _require_content(text: str, opened: OpenImage | None) -> None:
+    if opened is None and not text:
+        raise ItemError("ITEM_EMPTY", "image and text are both empty. Send an encoded image, a text, or both.")
+
+
+def _positions(num_tokens: int, first_pad: int, grid: tuple[int, int] | None) -> np.ndarray:
+    """Return M-RoPE positions, int32 (T, 3): text counts on, an image opens a plane of rows and columns.
+
+    Source: `get_rope_index` of Qwen3-VL in transformers.
+    """
+    positions = np.repeat(np.arange(num_tokens, dtype=np.int32)[:, None], 3, axis=1)
+    if grid is not None:
+        rows, columns = grid
+        end = first_pad + rows * columns
+        plane = positions[first_pad:end]
+        plane[:, 0] = first_pad
+        plane[:, 1] = first_pad + np.repeat(np.arange(rows), columns)
+        plane[:, 2] = first_pad + np.tile(np.arange(columns), rows)
+        positions[end:] += max(rows, columns) - rows * columns
+    return positions

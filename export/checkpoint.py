@@ -1,0 +1,177 @@
+"""Read a Qwen3-VL(-Embedding) checkpoint: sizes, prompt, weights, fingerprint.
+
+Knows the files of a Hugging Face checkpoint; knows nothing of ONNX or Triton.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+
+DEFAULT_INSTRUCTION = "Represent the user's input."  # of the official embedder
+MIN_DIMENSIONS = 64  # of the model card: Matryoshka sizes from 64
+VISION_LAYOUT = {"patch_size": 16, "temporal_patch_size": 2, "spatial_merge_size": 2, "in_channels": 3}
+IMAGE_MEAN_AND_STD = [0.5, 0.5, 0.5]  # folded into the vision graph as v / 127.5 - 1
+
+
+class ExportError(Exception):
+    """The export cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose small files were read and accepted; the weights stay on disk."""
+
+    folder: Path
+    name: str  # as the user gave it: a hub id, or the folder's name
+    config: Any  # Qwen3VLConfig
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def hidden_size(self) -> int:
+        """D: the dimensions of an embedding."""
+        return int(self.config.text_config.hidden_size)
+
+    @property
+    def num_deepstack(self) -> int:
+        """DeepStack features of a visual token."""
+        return len(self.config.vision_config.deepstack_visual_indexes)
+
+    @property
+    def image_embeds_size(self) -> int:
+        """Numbers of a visual token at the language model's border: 4D for a DeepStack of three."""
+        return (1 + self.num_deepstack) * self.hidden_size
+
+    @property
+    def image_token(self) -> str:
+        """The token that stands for one visual token."""
+        return str(self.tokenizer.convert_ids_to_tokens(self.config.image_token_id))
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Return what `preprocess` needs beside the tokenizer: preprocessing.json."""
+        return {
+            "hidden_size": self.hidden_size,
+            "image_embeds_size": self.image_embeds_size,
+            "default_instruction": DEFAULT_INSTRUCTION,
+            "image_token": self.image_token,
+            "prompt": self._prompt_pieces(),
+        }
+
+    def render(self, instruction: str, content: list[dict[str, str]]) -> str:
+        """Render one item through the checkpoint's chat template."""
+        messages = [
+            {"role": "system", "content": [{"type": "text", "text": instruction}]},
+            {"role": "user", "content": content},
+        ]
+        return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+    def _prompt_pieces(self) -> dict[str, str]:
+        """Take the template apart around instruction, image and text, and prove that the pieces make it again."""
+        instruction, text = "⟦instruction⟧", " ⟦text⟧ "
+        image_item, text_item = {"type": "image"}, {"type": "text", "text": text}
+        try:
+            before_instruction, rest = self.render(instruction, [text_item]).split(instruction)
+            after_instruction, after_content = rest.split(text)
+            with_image = self.render(instruction, [image_item, text_item])
+            image = with_image.removeprefix(before_instruction + instruction + after_instruction)
+            image = image.removesuffix(text + after_content)
+        except ValueError as error:
+            raise ExportError(
+                f"{self.name}: the chat template does not put instruction and text in the prompt once and unchanged. "
+                "Use the chat template of Qwen3-VL-Embedding."
+            ) from error
+        pieces = {
+            "before_instruction": before_instruction,
+            "after_instruction": after_instruction,
+            "image": image,
+            "after_content": after_content,
+        }
+        if image.count(self.image_token) != 1 or self.render(instruction, [image_item]) != (
+            before_instruction + instruction + after_instruction + image + after_content
+        ):
+            raise ExportError(
+                f"{self.name}: the chat template gives an image as {image!r}; it must stand before the text with one "
+                f"{self.image_token}. Use the chat template of Qwen3-VL-Embedding."
+            )
+        return pieces
+
+    def load_model(self) -> Qwen3VLModel:
+        """Load the weights in float32, without the language head."""
+        model, report = Qwen3VLForConditionalGeneration.from_pretrained(
+            self.folder, dtype=torch.float32, output_loading_info=True, attn_implementation="sdpa"
+        )
+        missing = sorted(set(report["missing_keys"]) - {"lm_head.weight"})
+        if missing:
+            raise ExportError(
+                f"{self.name}: {len(missing)} tensors are missing ({missing[0]}, ...) and would be random. "
+                "Save the whole model, with names that begin `model.visual.` and `model.language_model.`."
+            )
+        return model.model.eval()
+
+    def fingerprint(self, options: dict[str, str]) -> str:
+        """Hash everything that a vector depends on: weights, tokenizer, prompt, configuration, graph options."""
+        digest = hashlib.sha256(json.dumps([self.preprocessing(), options], sort_keys=True).encode())
+        for path in sorted([*self.folder.glob("*.safetensors"), self.folder / "config.json", self.folder / "tokenizer.json"]):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
+
+    def copy_tokenizer(self, folder: Path) -> None:
+        """Put tokenizer.json into `folder`."""
+        shutil.copyfile(self.folder / "tokenizer.json", folder / "tokenizer.json")
+
+
+def open_checkpoint(name: str) -> Checkpoint:
+    """Find a checkpoint in a folder or on the hub, and check that this project can serve it.
+
+    Raises
+    ------
+    ExportError
+        It is not there, lacks a file, or is no Qwen3-VL.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.safetensors", "merges.txt"]))
+        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise ExportError(
+                f"checkpoint {name!r} is neither a folder nor a model that the hub gives ({type(error).__name__}). "
+                "Pass a folder with config.json and model.safetensors, or a hub id such as Qwen/Qwen3-VL-Embedding-2B."
+            ) from error
+    for file in ("config.json", "tokenizer.json"):
+        if not (folder / file).is_file():
+            raise ExportError(f"{name}: {file} is missing. Pass a complete Hugging Face checkpoint.")
+    if not any(folder.glob("*.safetensors")):
+        raise ExportError(f"{name}: no *.safetensors weights. Save the model with safetensors.")
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type != "qwen3_vl":
+        raise ExportError(f"{name}: model_type is {config.model_type!r}; only 'qwen3_vl' can be exported.")
+    for key, expected in VISION_LAYOUT.items():
+        if getattr(config.vision_config, key) != expected:
+            raise ExportError(
+                f"{name}: vision_config.{key} is {getattr(config.vision_config, key)}; the wire format fixes {expected}."
+            )
+    _check_normalisation(name, folder)
+    checkpoint = Checkpoint(folder, folder.name if Path(name).is_dir() else name, config, AutoTokenizer.from_pretrained(folder))
+    if checkpoint.hidden_size < MIN_DIMENSIONS:
+        raise ExportError(f"{name}: hidden_size is {checkpoint.hidden_size}; at least {MIN_DIMENSIONS} is needed.")
+    return checkpoint
+
+
+def _check_normalisation(name: str, folder: Path) -> None:
+    path = folder / "preprocessor_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for key in ("image_mean", "image_std"):
+        if settings.get(key, IMAGE_MEAN_AND_STD) != IMAGE_MEAN_AND_STD:
+            raise ExportError(f"{name}: {key} is {settings[key]}; the vision graph normalises with {IMAGE_MEAN_AND_STD}.")

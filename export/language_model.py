@@ -1,0 +1,149 @@
+"""The text tower of Qwen3-VL over packed items, restated so that it can be traced.
+
+Same weights, same mathematics as `Qwen3VLTextModel`. Different: items are concatenated, never padded; visual tokens are
+put in place by counting `<|image_pad|>`; the last layer and the final norm run at each item's last token only.
+
+Letters: n items, T tokens, V visual tokens, C = 1 + DeepStack features, D hidden size, H query heads, K key heads, h head
+size, R requests.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel, rotate_half
+
+from .packing import Segments, count_per_segment, find_segments, nan_where
+
+
+class LanguageModel(nn.Module):
+    """Tokens and visual tokens to the last hidden state of each item."""
+
+    def __init__(self, model: Qwen3VLTextModel, image_token_id: int, num_deepstack: int) -> None:
+        super().__init__()
+        config = model.config
+        self.embed_tokens, self.layers, self.norm = model.embed_tokens, model.layers, model.norm
+        self.image_token_id = image_token_id
+        self.num_features = 1 + num_deepstack
+        self.hidden_size = config.hidden_size
+        self.num_key_value_heads = config.num_key_value_heads
+        self.head_dim = config.head_dim
+        inv_freq = model.rotary_emb.inv_freq.float()
+        self.register_buffer("inv_freq", inv_freq, persistent=False)  # (h / 2,)
+        # Interleaved M-RoPE: frequency i turns with time (0), height (1) or width (2).
+        axis = torch.zeros(len(inv_freq), dtype=torch.int64)
+        for index, section in enumerate(config.rope_parameters["mrope_section"]):
+            if index:
+                axis[index : section * 3 : 3] = index
+        self.register_buffer("axis", axis, persistent=False)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        lengths: torch.Tensor,
+        image_embeds: torch.Tensor,
+        input_ids_offsets: torch.Tensor,
+        position_ids_offsets: torch.Tensor,
+        lengths_offsets: torch.Tensor,
+        image_embeds_offsets: torch.Tensor,
+    ) -> torch.Tensor:
+        """Embed a packed batch.
+
+        Parameters
+        ----------
+        input_ids : torch.Tensor, int64, shape = (T,)
+        position_ids : torch.Tensor, int32, shape = (3 T,)
+            t, h, w of each token.
+        lengths : torch.Tensor, int32, shape = (n,)
+        image_embeds : torch.Tensor, float32, shape = (C D V,)
+            The k-th visual token belongs to the k-th `<|image_pad|>`.
+        *_offsets : torch.Tensor, int32, shape = (R + 1,)
+            Elements of each input before each request.
+
+        Returns
+        -------
+        torch.Tensor, float32, shape = (n, D)
+            After the final norm; NaN for a request whose tensors contradict each other.
+        """
+        token_offsets = input_ids_offsets.to(torch.int64)
+        item_lengths = lengths.to(torch.int64)
+        segments = find_segments(
+            item_lengths,
+            torch.ones_like(item_lengths, dtype=torch.bool),
+            lengths_offsets.to(torch.int64),
+            token_offsets,
+            input_ids.shape[0],
+        )
+        known = (input_ids >= 0) & (input_ids < self.embed_tokens.num_embeddings)
+        positions, positions_fit = self._positions(position_ids, position_ids_offsets, token_offsets, segments)
+        is_visual = input_ids == self.image_token_id
+        visual, visuals_fit = self._visual_index(is_visual, image_embeds_offsets, token_offsets, segments)
+        unknown = count_per_segment((~known).to(torch.int64), token_offsets)
+        consistent = segments.consistent & positions_fit & visuals_fit & (unknown == 0)
+
+        features = image_embeds.to(self.norm.weight.dtype).view(-1, self.num_features, self.hidden_size)
+        x = self.embed_tokens(torch.where(known, input_ids, torch.zeros_like(input_ids)))  # (T, D)
+        x = torch.where(is_visual[:, None], features[:, 0][visual], x)
+        angles = (positions[:, self.axis].float() * self.inv_freq).repeat(1, 2)
+        rotary = angles.cos()[:, None].to(x.dtype), angles.sin()[:, None].to(x.dtype)  # (T, 1, h)
+        last = (segments.starts + segments.lengths - 1).clamp(min=0)  # (n,)
+        for index, layer in enumerate(self.layers):
+            is_last = index == len(self.layers) - 1
+            normed = layer.input_layernorm(x)
+            attended = self._attention(layer.self_attn, normed, rotary, segments.lengths, last if is_last else None)
+            x = (x[last] if is_last else x) + attended
+            x = x + layer.mlp(layer.post_attention_layernorm(x))
+            if index + 1 < self.num_features and not is_last:  # DeepStack feature j goes in after decoder layer j
+                x = x + torch.where(is_visual[:, None], features[:, index + 1][visual], torch.zeros((), dtype=x.dtype))
+        return nan_where(self.norm(x).float(), ~consistent[segments.request_of_item])
+
+    def _positions(
+        self, position_ids: torch.Tensor, offsets: torch.Tensor, token_offsets: torch.Tensor, segments: Segments
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the positions (T, 3) of each request's own tokens, and whether they are as many, (R,)."""
+        own = offsets.to(torch.int64) // 3
+        request = segments.request_of_row
+        index = torch.arange(request.shape[0]) - token_offsets[request] + own[request]
+        index = torch.minimum(index, own[request + 1] - 1)
+        return position_ids.view(-1, 3)[index], own.diff() == token_offsets.diff()
+
+    def _visual_index(
+        self, is_visual: torch.Tensor, offsets: torch.Tensor, token_offsets: torch.Tensor, segments: Segments
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return which visual token each token takes (T,), and whether each request has as many as pads, (R,)."""
+        own = offsets.to(torch.int64) // (self.num_features * self.hidden_size)
+        counts = is_visual.to(torch.int64)
+        before = counts.cumsum(0) - counts
+        request = segments.request_of_row
+        index = before - before[token_offsets[:-1]][request] + own[request]
+        index = torch.minimum(index, own[request + 1] - 1)
+        return index, count_per_segment(counts, token_offsets) == own.diff()
+
+    def _attention(
+        self,
+        attention: nn.Module,
+        x: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        lengths: torch.Tensor,
+        last: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Attend causally; with `last`, only from each item's last token, which sees the whole item."""
+        cos, sin = rotary
+        key = attention.k_norm(attention.k_proj(x).view(x.shape[0], -1, self.head_dim))  # (T, K, h)
+        key = key * cos + rotate_half(key) * sin
+        value = attention.v_proj(x).view(x.shape[0], -1, self.head_dim)  # (T, K, h)
+        if last is not None:
+            x, cos, sin = x[last], cos[last], sin[last]
+        query = attention.q_norm(attention.q_proj(x).view(x.shape[0], -1, self.head_dim))  # (T or n, H, h)
+        query = query * cos + rotate_half(query) * sin
+        attended = torch.ops.vlembed.packed_attention(
+            query.view(x.shape[0], self.num_key_value_heads, -1, self.head_dim).permute(1, 2, 0, 3),
+            key.permute(1, 2, 0),
+            value.transpose(0, 1),
+            lengths if last is None else torch.ones_like(lengths),
+            lengths,
+            last is None,
+            attention.scaling,
+        )  # (K, H / K, T or n, h)
+        return attention.o_proj(attended.permute(2, 0, 1, 3).reshape(x.shape[0], -1))

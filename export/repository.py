@@ -1,0 +1,59 @@
+"""A deployable copy of model_repository/, with the sizes of a checkpoint filled in.
+
+Knows folders and configs; knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import ExportError
+
+TEMPLATE = Path(__file__).resolve().parents[1] / "model_repository"
+HIDDEN_SIZE_2B = 2048
+IMAGE_EMBEDS_SIZE_2B = 8192
+
+
+def begin_repository(output: Path, *, overwrite: bool) -> Path:
+    """Return an empty folder beside `output` to build in; `place_repository` moves it there.
+
+    Raises
+    ------
+    ExportError
+        `output` exists and `overwrite` is false.
+    """
+    if output.exists() and not overwrite and (output.is_file() or any(output.iterdir())):
+        raise ExportError(f"{output} exists already. Pass --overwrite to replace it, or another --output.")
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(TEMPLATE, partial, ignore=shutil.ignore_patterns("__pycache__", ".gitkeep", "*.onnx*"))
+    for model in TEMPLATE.iterdir():
+        (partial / model.name / "1").mkdir(exist_ok=True)  # Triton wants a version folder of ensembles, too
+    return partial
+
+
+def fill_sizes(repository: Path, hidden_size: int, image_embeds_size: int) -> None:
+    """Rewrite the 2B's sizes in every `dims`; comments and everything else stay as written."""
+    sizes = {HIDDEN_SIZE_2B: hidden_size, IMAGE_EMBEDS_SIZE_2B: image_embeds_size}
+
+    def resize(dims: re.Match[str]) -> str:
+        return re.sub(r"\d+", lambda size: str(sizes.get(int(size[0]), size[0])), dims[0])
+
+    for path in repository.rglob("*.pbtxt"):
+        path.write_text(re.sub(r"dims: \[[^\]]*\]", resize, path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a small JSON file for people to read."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def place_repository(partial: Path, output: Path) -> None:
+    """Move the finished repository to its place; what was there goes only now."""
+    if output.exists():
+        shutil.rmtree(output)
+    partial.rename(output)

@@ -1,0 +1,74 @@
+"""A tower to an ONNX file: one dictionary of example inputs gives the trace, the names and the first run.
+
+Knows torch.onnx; knows nothing of checkpoints or repositories.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .attention import packed_attention_onnx
+
+OPSET = 18  # with IR 10: every ONNX Runtime since 1.17 and every Triton container since 24.03 loads it
+PATCH_SIZE = 6144  # bytes of one visual token: 2x2 patches x 3 channels x 2 frames x 16 x 16
+
+
+def to_onnx(tower: nn.Module, inputs: dict[str, torch.Tensor], output_name: str, path: Path) -> None:
+    """Write `tower` to `path`, its weights beside it in `<name>.data`; every input is rank 1 of dynamic length."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        for noisy in ("torch.onnx", "onnxscript"):  # no torchvision; no folding of SequenceEmpty
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            tower.eval(),
+            kwargs=inputs,
+            dynamic_shapes={name: {0: torch.export.Dim.AUTO} for name in inputs},
+            output_names=[output_name],
+            dynamo=True,
+            opset_version=OPSET,
+            custom_translation_table={torch.ops.vlembed.packed_attention.default: packed_attention_onnx},
+            verbose=False,
+        )
+    if program is None:  # cannot happen with dynamo=True; the type says so
+        raise RuntimeError("torch.onnx.export returned no program.")
+    program.save(str(path), external_data=True)
+
+
+def example_vision_inputs() -> dict[str, torch.Tensor]:
+    """Return two requests: two images of 2x4 and 4x2 patches, and one of 4x6."""
+    grids = [(1, 2, 4), (1, 4, 2), (1, 4, 6)]
+    num_tokens = [h * w // 4 for _, h, w in grids]
+    return {
+        "patches": torch.randint(0, 256, (sum(num_tokens) * PATCH_SIZE,), dtype=torch.uint8),
+        "grid_thw": torch.tensor(grids, dtype=torch.int32).flatten(),
+        "patches_offsets": _offsets([sum(num_tokens[:2]) * PATCH_SIZE, num_tokens[2] * PATCH_SIZE]),
+        "grid_thw_offsets": _offsets([6, 3]),
+    }
+
+
+def example_language_inputs(
+    vocab_size: int, image_token_id: int, num_features: int, hidden_size: int
+) -> dict[str, torch.Tensor]:
+    """Return two requests: items of 5 and 7 tokens with 2 and 3 visual tokens, and one of 6 tokens with 2."""
+    input_ids = torch.randint(0, vocab_size, (18,))
+    input_ids[input_ids == image_token_id] = 0
+    input_ids[[1, 2, 6, 7, 8, 13, 14]] = image_token_id
+    return {
+        "input_ids": input_ids,
+        "position_ids": torch.arange(18, dtype=torch.int32).repeat_interleave(3),
+        "lengths": torch.tensor([5, 7, 6], dtype=torch.int32),
+        "image_embeds": torch.randn(7 * num_features * hidden_size),
+        "input_ids_offsets": _offsets([12, 6]),
+        "position_ids_offsets": _offsets([36, 18]),
+        "lengths_offsets": _offsets([2, 1]),
+        "image_embeds_offsets": _offsets([5 * num_features * hidden_size, 2 * num_features * hidden_size]),
+    }
+
+
+def _offsets(counts: list[int]) -> torch.Tensor:
+    return torch.tensor([0, *counts], dtype=torch.int32).cumsum(0, dtype=torch.int32)

@@ -1,0 +1,225 @@
+"""An export is done when it agrees: the ONNX towers against transformers' own forward pass.
+
+The reference runs first, on random and on rendered inputs; then, with its memory given back, the graphs run on the same
+inputs: all items in one packed batch, and each alone.
+
+Letters: n items, T tokens, V visual tokens, C = 1 + DeepStack features, D hidden size.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from transformers import Qwen2VLImageProcessorPil
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+
+from .checkpoint import DEFAULT_INSTRUCTION, Checkpoint, ExportError
+
+MIN_COSINE = 0.9999  # fp32 graphs against fp32 torch: rounding only
+MAX_GOLDEN_DIFFERENCE = 0.004  # bfloat16 noise of the published vectors
+MIN_GOLDEN_CORRELATION = 0.99
+GOLDEN = Path(__file__).with_name("golden.json")
+TEXTS = ["a", "A photograph of a golden retriever puppy.", "一只猫在沙发上睡觉。 قطة تنام على الأريكة 🐱 " * 12]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One item and what transformers makes of it."""
+
+    name: str
+    input_ids: np.ndarray  # int64 (T,)
+    position_ids: np.ndarray  # int32 (T, 3)
+    patches: np.ndarray  # uint8 (V, 6144)
+    grid_thw: np.ndarray  # int32 (images, 3)
+    image_embeds: np.ndarray  # float32 (V, C D), expected
+    hidden_state: np.ndarray  # float32 (D,), expected
+
+
+def reference_cases(checkpoint: Checkpoint, model: Qwen3VLModel) -> list[Case]:
+    """Run transformers on random and on rendered inputs."""
+    generator = np.random.default_rng(0)
+    image_id, vocab_size = checkpoint.config.image_token_id, checkpoint.config.text_config.vocab_size
+    cases = []
+    for length, grid in [(1, None), (2, None), (97, None), (3, (4, 4)), (20, (2, 10)), (40, (18, 12))]:
+        ids = generator.integers(0, vocab_size, length)
+        ids[ids == image_id] = 0
+        if grid:
+            ids = np.concatenate([ids[:2], np.full(grid[0] * grid[1] // 4, image_id), ids[2:]])
+        pixels = generator.integers(0, 256, (grid[0] * grid[1] if grid else 0, 1536), np.uint8)
+        cases.append(_case(f"{length} random tokens, image grid {grid}", checkpoint, model, ids, pixels, grid))
+    ramp = np.linspace(0, 255, 96 * 64 * 3, dtype=np.uint8).reshape(96, 64, 3)
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=16, merge_size=2, min_pixels=4096, max_pixels=1_843_200, do_rescale=False, do_normalize=False
+    )
+    pixels = processor(ramp)["pixel_values"].astype(np.uint8)
+    for text in TEXTS:
+        ids = tokenize(checkpoint, checkpoint.render(DEFAULT_INSTRUCTION, [{"type": "text", "text": text}]))
+        cases.append(_case(f"text {text[:20]!r}", checkpoint, model, ids, pixels[:0], None))
+    prompt = checkpoint.render("Find it.", [{"type": "image"}, {"type": "text", "text": TEXTS[1]}])
+    ids = tokenize(checkpoint, prompt.replace(checkpoint.image_token, checkpoint.image_token * (len(pixels) // 4)))
+    cases.append(_case("image and text", checkpoint, model, ids, pixels, (6, 4)))
+    return cases
+
+
+def tokenize(checkpoint: Checkpoint, prompt: str) -> np.ndarray:
+    """Encode a rendered prompt with the checkpoint's tokenizer and its post-processor, int64 (T,)."""
+    return np.array(checkpoint.tokenizer(prompt)["input_ids"], np.int64)
+
+
+def _case(
+    name: str, checkpoint: Checkpoint, model: Qwen3VLModel, ids: np.ndarray, pixels: np.ndarray, grid: tuple[int, int] | None
+) -> Case:
+    input_ids = torch.from_numpy(ids)[None]
+    grid_thw = torch.tensor([(1, *grid)] if grid else []).reshape(-1, 3).long()
+    with torch.no_grad():
+        if not grid:
+            positions = torch.arange(len(ids)).expand(3, 1, -1)
+            embeds = torch.zeros(0, checkpoint.image_embeds_size)
+            states = model(input_ids=input_ids).last_hidden_state
+        else:
+            values = torch.from_numpy(pixels).float() / 127.5 - 1
+            types = (input_ids == checkpoint.config.image_token_id).int()
+            positions, _ = model.get_rope_index(input_ids, types, image_grid_thw=grid_thw)
+            vision = model.visual(values, grid_thw=grid_thw)
+            embeds = torch.cat([vision.pooler_output, *vision.deepstack_features], dim=1)
+            model.rope_deltas = None
+            states = model(
+                input_ids=input_ids, pixel_values=values, image_grid_thw=grid_thw, mm_token_type_ids=types
+            ).last_hidden_state
+    return Case(
+        name,
+        ids,
+        positions[:, 0].T.numpy().astype(np.int32),
+        pixels.reshape(-1, 6144),
+        grid_thw.numpy().astype(np.int32),
+        embeds.numpy(),
+        states[0, -1].numpy(),
+    )
+
+
+class Tower:
+    """An exported tower that takes requests as the server would batch them."""
+
+    def __init__(self, path: Path, names: tuple[str, ...], output: str) -> None:
+        self.path, self.names = path, names
+        try:
+            self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises half a dozen types of its own
+            raise ExportError(f"{path.name}: ONNX Runtime does not load the graph: {error}") from error
+        wanted = [*names, *(f"{name}_offsets" for name in names)]
+        found = [tensor.name for tensor in self.session.get_inputs()]
+        if found != wanted or [tensor.name for tensor in self.session.get_outputs()] != [output]:
+            raise ExportError(f"{path.parent.parent.name}: graph inputs are {found}; the config wants {wanted}.")
+
+    def run(self, requests: list[dict[str, np.ndarray]]) -> np.ndarray:
+        """Run one dynamic batch, the requests laid end to end."""
+        feed: dict[str, np.ndarray] = {}
+        for name in self.names:
+            parts = [request[name].reshape(-1) for request in requests]
+            feed[name] = np.concatenate(parts)
+            feed[f"{name}_offsets"] = np.cumsum([0, *(part.size for part in parts)], dtype=np.int32)
+        return np.asarray(self.session.run(None, feed)[0])
+
+
+def validate(repository: Path, checkpoint: Checkpoint, cases: list[Case]) -> dict[str, float]:
+    """Compare the graphs in `repository` with the reference.
+
+    Returns
+    -------
+    dict
+        The smallest cosine of each comparison.
+
+    Raises
+    ------
+    ExportError
+        A name, a shape or a value disagrees.
+    """
+    report = {}
+    with_image = [case for case in cases if len(case.grid_thw)]
+    vision = Tower(repository / "vision_encoder/1/model.onnx", ("patches", "grid_thw"), "image_embeds")
+    requests = [{"patches": case.patches, "grid_thw": case.grid_thw} for case in with_image]
+    expected = np.concatenate([case.image_embeds for case in with_image])
+    together = vision.run(requests)
+    report["vision_encoder"] = _agree("vision_encoder", together, expected)
+    alone = np.concatenate([vision.run([request]) for request in requests])
+    report["vision_encoder alone"] = _agree("vision_encoder, each image alone", alone, together)
+    _check_guard("vision_encoder", vision, requests, "grid_thw")
+    del vision
+
+    language = Tower(
+        repository / "language_model/1/model.onnx", ("input_ids", "position_ids", "lengths", "image_embeds"), "pooled"
+    )
+    requests = [_language_request(checkpoint, case) for case in cases]
+    first_rows = np.cumsum([0, *(request["lengths"].size for request in requests)])[:-1]  # the sentinels come second
+    together = language.run(requests)[first_rows]
+    expected = np.stack([case.hidden_state for case in cases])
+    report["language_model"] = _agree("language_model", together, expected)
+    alone = np.stack([language.run([request])[0] for request in requests])
+    report["language_model alone"] = _agree("language_model, each item alone", alone, together)
+    _check_guard("language_model", language, requests, "lengths")
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    if checkpoint.name.rsplit("/", 1)[-1] == golden["checkpoint"].rsplit("/", 1)[-1]:
+        report["golden"] = check_golden(checkpoint, language, golden)
+    return report
+
+
+def _language_request(checkpoint: Checkpoint, case: Case) -> dict[str, np.ndarray]:
+    """Return the tensors of a pack of one item, with the sentinel item if it has no image."""
+    ids, positions, lengths, embeds = case.input_ids, case.position_ids, [len(case.input_ids)], case.image_embeds
+    if not len(embeds):
+        ids = np.append(ids, checkpoint.config.image_token_id)
+        positions = np.concatenate([positions, np.zeros((1, 3), np.int32)])
+        lengths, embeds = [*lengths, 1], np.zeros((1, checkpoint.image_embeds_size), np.float32)
+    return {
+        "input_ids": ids,
+        "position_ids": positions,
+        "lengths": np.array(lengths, np.int32),
+        "image_embeds": embeds,
+    }
+
+
+def _agree(name: str, ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Return the smallest cosine between rows, or refuse."""
+    if ours.shape != theirs.shape:
+        raise ExportError(f"{name}: shape {ours.shape}, the reference has {theirs.shape}. The export is not placed.")
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    cosine = float(((ours * theirs).sum(axis=1) / norms).min())
+    if not cosine >= MIN_COSINE:
+        raise ExportError(f"{name}: cosine {cosine:.6f} to the reference, at least {MIN_COSINE} is needed. Not placed.")
+    return cosine
+
+
+def _check_guard(name: str, tower: Tower, requests: list[dict[str, np.ndarray]], inconsistent: str) -> None:
+    """Put a request that contradicts itself in front of the others: it gets NaN, they stay as they were."""
+    bad = {**requests[0], inconsistent: requests[0][inconsistent] + 2}
+    expected, output = tower.run(requests), tower.run([bad, *requests])
+    num_bad = len(output) - len(expected)
+    if not np.isnan(output[:num_bad]).all() or not np.allclose(output[num_bad:], expected, atol=1e-3):
+        raise ExportError(f"{name}: a request with wrong {inconsistent} is not answered with NaN, or harms its neighbours.")
+
+
+def check_golden(checkpoint: Checkpoint, language: Tower, golden: dict[str, Any]) -> float:
+    """Compare with the published vectors of the real checkpoint, component by component; return the correlation."""
+    correlations = []
+    for item in golden["items"]:
+        ids = tokenize(checkpoint, checkpoint.render(golden["instruction"], [{"type": "text", "text": item["text"]}]))
+        nothing = np.zeros((0, checkpoint.image_embeds_size), np.float32)
+        positions = np.repeat(np.arange(len(ids), dtype=np.int32)[:, None], 3, axis=1)
+        case = Case("golden", ids, positions, np.zeros((0, 6144), np.uint8), np.zeros((0, 3), np.int32), nothing, nothing)
+        state = language.run([_language_request(checkpoint, case)])[0]
+        theirs = np.array(item["embedding_prefix"])
+        ours = (state / np.linalg.norm(state))[: len(theirs)]
+        correlations.append(float(np.corrcoef(ours, theirs)[0, 1]))
+        difference = float(np.abs(ours - theirs).max())
+        if difference > MAX_GOLDEN_DIFFERENCE or correlations[-1] < MIN_GOLDEN_CORRELATION:
+            raise ExportError(
+                f"{checkpoint.name}: {item['text']!r} differs from the published vector by {difference:.4f} "
+                f"(correlation {correlations[-1]:.4f}). Check the tokenizer's post-processor and the chat template."
+            )
+    return min(correlations)

@@ -1,0 +1,138 @@
+"""The vision tower of Qwen3-VL over packed images, restated so that it can be traced.
+
+Same weights, same mathematics as `Qwen3VLVisionModel`. Different: all positions are computed from `grid_thw` inside the
+graph, the Conv3d patch embedding is a matrix product, attention is `packed_attention`, and uint8 pixels are normalised here.
+
+Letters: V visual tokens of all images, P patches (4V), I images, C = 1 + DeepStack features, D hidden size of the text
+tower, E hidden size of this one, h head size, R requests.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel, rotate_half
+
+from .packing import find_segments, nan_where, segment_index
+
+MERGE = 2
+PATCHES_PER_TOKEN = MERGE * MERGE
+
+
+class VisionEncoder(nn.Module):
+    """uint8 patches to visual tokens and their DeepStack features."""
+
+    def __init__(self, model: Qwen3VLVisionModel) -> None:
+        super().__init__()
+        config = model.config
+        self.blocks, self.merger, self.deepstack_mergers = model.blocks, model.merger, model.deepstack_merger_list
+        self.deepstack_indexes = list(config.deepstack_visual_indexes)
+        self.num_heads = config.num_heads
+        self.side = model.num_grid_per_side  # of the square table of learned positions
+        self.positions = model.pos_embed.weight  # (side * side, E)
+        self.patch_weight = nn.Parameter(model.patch_embed.proj.weight.detach().flatten(1))  # (E, 1536)
+        self.patch_bias = model.patch_embed.proj.bias
+        self.register_buffer("inv_freq", model.rotary_pos_emb.inv_freq.float(), persistent=False)  # (h / 4,)
+
+    def forward(
+        self,
+        patches: torch.Tensor,
+        grid_thw: torch.Tensor,
+        patches_offsets: torch.Tensor,
+        grid_thw_offsets: torch.Tensor,
+    ) -> torch.Tensor:
+        """Encode a packed batch.
+
+        Parameters
+        ----------
+        patches : torch.Tensor, uint8, shape = (6144 V,)
+        grid_thw : torch.Tensor, int32, shape = (3 I,)
+            t = 1, rows and columns in patches, both even.
+        patches_offsets, grid_thw_offsets : torch.Tensor, int32, shape = (R + 1,)
+            Elements of each input before each request.
+
+        Returns
+        -------
+        torch.Tensor, float32, shape = (V, C D)
+            Main features, then the DeepStack features; NaN for a request whose grids do not fit its patches.
+        """
+        tokens = patches.view(-1, PATCHES_PER_TOKEN * self.patch_weight.shape[1])  # (V, 6144)
+        num_tokens = tokens.shape[0]
+        pixels = tokens.view(num_tokens * PATCHES_PER_TOKEN, -1)  # (P, 1536)
+        time, height, width = grid_thw.to(torch.int64).view(-1, 3).unbind(1)
+        valid = (time == 1) & (height > 0) & (width > 0) & (height % MERGE == 0) & (width % MERGE == 0)
+        segments = find_segments(
+            height * width // PATCHES_PER_TOKEN,
+            valid,
+            grid_thw_offsets.to(torch.int64) // 3,
+            patches_offsets.to(torch.int64) // tokens.shape[1],
+            num_tokens,
+        )
+        # An inconsistent request is one strip of its own patches: any grid that fits will do.
+        trusted = segments.consistent[segments.request_of_item]
+        height = torch.where(trusted, height, torch.full_like(height, MERGE))
+        width = torch.where(trusted, width, MERGE * segments.lengths.clamp(min=1))
+
+        image = segment_index(segments.starts, num_tokens)  # (V,)
+        row, column = self._patch_grid(segments.starts[image], width[image])  # (P,)
+        image_of_patch = image.repeat_interleave(PATCHES_PER_TOKEN)
+        x = (pixels.to(self.patch_weight.dtype) / 127.5 - 1) @ self.patch_weight.T + self.patch_bias  # (P, E)
+        x = x + self._learned_positions(row, column, height[image_of_patch], width[image_of_patch])
+        angles = torch.cat([row[:, None] * self.inv_freq, column[:, None] * self.inv_freq], dim=1).repeat(1, 2)
+        rotary = angles.cos()[:, None], angles.sin()[:, None]  # (P, 1, h)
+
+        lengths = segments.lengths * PATCHES_PER_TOKEN
+        features = []
+        for index, block in enumerate(self.blocks):
+            x = x + self._attention(block.attn, block.norm1(x), rotary, lengths)
+            x = x + block.mlp(block.norm2(x))
+            if index in self.deepstack_indexes:
+                features.append(self.deepstack_mergers[self.deepstack_indexes.index(index)](x))
+        image_embeds = torch.cat([self.merger(x), *features], dim=1)  # (V, C D)
+        return nan_where(image_embeds, ~segments.consistent[segments.request_of_row])
+
+    def _patch_grid(self, start: torch.Tensor, width: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return row and column of each patch in its image, (P,) each; patches come in 2x2 blocks."""
+        token = torch.arange(start.shape[0]) - start
+        blocks_across = width // MERGE
+        inner = torch.arange(PATCHES_PER_TOKEN)
+        row = (token // blocks_across * MERGE)[:, None] + inner // MERGE
+        column = (token % blocks_across * MERGE)[:, None] + inner % MERGE
+        return row.flatten(), column.flatten()
+
+    def _learned_positions(
+        self, row: torch.Tensor, column: torch.Tensor, height: torch.Tensor, width: torch.Tensor
+    ) -> torch.Tensor:
+        """Interpolate the table bilinearly with aligned corners, (P, E)."""
+        top, bottom, below = self._neighbours(row, height)
+        left, right, beyond = self._neighbours(column, width)
+        upper = self.positions[top * self.side + left] * (1 - beyond) + self.positions[top * self.side + right] * beyond
+        lower = (
+            self.positions[bottom * self.side + left] * (1 - beyond)
+            + self.positions[bottom * self.side + right] * beyond
+        )
+        return upper * (1 - below) + lower * below
+
+    def _neighbours(self, index: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the table entries on both sides of each index, and the weight (P, 1) of the second."""
+        at = index.float() * (self.side - 1) / (size - 1).float()
+        first = at.floor().to(torch.int64).clamp(0, self.side - 1)
+        return first, (first + 1).clamp(max=self.side - 1), (at - first)[:, None].to(self.positions.dtype)
+
+    def _attention(
+        self, attention: nn.Module, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], lengths: torch.Tensor
+    ) -> torch.Tensor:
+        cos, sin = rotary
+        query, key, value = attention.qkv(x).view(x.shape[0], 3, self.num_heads, -1).unbind(1)  # (P, heads, h)
+        query = query * cos + rotate_half(query) * sin
+        key = key * cos + rotate_half(key) * sin
+        attended = torch.ops.vlembed.packed_attention(
+            query.transpose(0, 1)[:, None],
+            key.permute(1, 2, 0),
+            value.transpose(0, 1),
+            lengths,
+            lengths,
+            False,
+            query.shape[-1] ** -0.5,
+        )
+        return attention.proj(attended[:, 0].transpose(0, 1).flatten(1))

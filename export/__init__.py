@@ -1,1 +1,1 @@
-"""A Qwen3-VL-Embedding checkpoint to a deployable model repository: `python -m export --checkpoint DIR --output DIR`."""
+"""From a Qwen3-VL-Embedding checkpoint to a deployable model repository: `python -m export`."""

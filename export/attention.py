@@ -1,9 +1,10 @@
 """Attention over packed sequences, restated because a loop over items cannot be traced.
 
-One operator, twice: in torch as `vlembed::packed_attention`, and as the ONNX function it is exported to. Each item attends
-to itself at its own length, so nothing is padded and the scores of one item, not of the batch, bound the memory.
+One operator, twice: in torch as `vlembed::packed_attention`, and as the ONNX function it is exported to. Each item
+attends to itself at its own length, so nothing is padded and one item's scores, not the batch's, bound the memory.
 
-Letters: n items, T tokens of all items, L tokens of one, H query heads, K key heads, G = H/K queries per key, h head size.
+Letters: n items, T tokens of all items, L tokens of one, H query heads, K key heads, G = H/K queries per key, h head
+size.
 """
 
 from __future__ import annotations

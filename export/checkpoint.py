@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
@@ -121,7 +121,9 @@ class Checkpoint:
     def fingerprint(self, options: dict[str, str]) -> str:
         """Hash everything that a vector depends on: weights, tokenizer, prompt, configuration, graph options."""
         digest = hashlib.sha256(json.dumps([self.preprocessing(), options], sort_keys=True).encode())
-        for path in sorted([*self.folder.glob("*.safetensors"), self.folder / "config.json", self.folder / "tokenizer.json"]):
+        for path in sorted(
+            [*self.folder.glob("*.safetensors"), self.folder / "config.json", self.folder / "tokenizer.json"]
+        ):
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -158,12 +160,12 @@ def open_checkpoint(name: str) -> Checkpoint:
     if config.model_type != "qwen3_vl":
         raise ExportError(f"{name}: model_type is {config.model_type!r}; only 'qwen3_vl' can be exported.")
     for key, expected in VISION_LAYOUT.items():
-        if getattr(config.vision_config, key) != expected:
-            raise ExportError(
-                f"{name}: vision_config.{key} is {getattr(config.vision_config, key)}; the wire format fixes {expected}."
-            )
+        if (value := getattr(config.vision_config, key)) != expected:
+            raise ExportError(f"{name}: vision_config.{key} is {value}; the wire format fixes {expected}.")
     _check_normalisation(name, folder)
-    checkpoint = Checkpoint(folder, folder.name if Path(name).is_dir() else name, config, AutoTokenizer.from_pretrained(folder))
+    checkpoint = Checkpoint(
+        folder, folder.name if Path(name).is_dir() else name, config, AutoTokenizer.from_pretrained(folder)
+    )
     if checkpoint.hidden_size < MIN_DIMENSIONS:
         raise ExportError(f"{name}: hidden_size is {checkpoint.hidden_size}; at least {MIN_DIMENSIONS} is needed.")
     return checkpoint
@@ -174,4 +176,6 @@ def _check_normalisation(name: str, folder: Path) -> None:
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for key in ("image_mean", "image_std"):
         if settings.get(key, IMAGE_MEAN_AND_STD) != IMAGE_MEAN_AND_STD:
-            raise ExportError(f"{name}: {key} is {settings[key]}; the vision graph normalises with {IMAGE_MEAN_AND_STD}.")
+            raise ExportError(
+                f"{name}: {key} is {settings[key]}; the vision graph normalises with {IMAGE_MEAN_AND_STD}."
+            )

@@ -3,8 +3,8 @@
 Same weights, same mathematics as `Qwen3VLTextModel`. Different: items are concatenated, never padded; visual tokens are
 put in place by counting `<|image_pad|>`; the last layer and the final norm run at each item's last token only.
 
-Letters: n items, T tokens, V visual tokens, C = 1 + DeepStack features, D hidden size, H query heads, K key heads, h head
-size, R requests.
+Letters: n items, T tokens, V visual tokens, C = 1 + DeepStack features, D hidden size, H query heads, K key heads, h
+head size, R requests.
 """
 
 from __future__ import annotations

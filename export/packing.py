@@ -1,8 +1,8 @@
 """Where each item and each request lies in a packed batch, and which requests contradict themselves.
 
 A dynamic batch is many requests laid end to end. Its outer offsets are counted by the server and can be trusted; the
-lengths inside a request come from a client and cannot. A request whose lengths do not add up is marked here, its items are
-clamped to its own rows, and the towers answer it with NaN: it can never read or shift its neighbours.
+lengths inside a request come from a client and cannot. A request whose lengths do not add up is marked here, its items
+are clamped to its own rows, and the towers answer it with NaN: it can never read or shift its neighbours.
 
 Letters: R requests, n items of all requests, T rows (tokens, or visual tokens) of all requests.
 """

@@ -73,7 +73,12 @@ def tokenize(checkpoint: Checkpoint, prompt: str) -> np.ndarray:
 
 
 def _case(
-    name: str, checkpoint: Checkpoint, model: Qwen3VLModel, ids: np.ndarray, pixels: np.ndarray, grid: tuple[int, int] | None
+    name: str,
+    checkpoint: Checkpoint,
+    model: Qwen3VLModel,
+    ids: np.ndarray,
+    pixels: np.ndarray,
+    grid: tuple[int, int] | None,
 ) -> Case:
     input_ids = torch.from_numpy(ids)[None]
     grid_thw = torch.tensor([(1, *grid)] if grid else []).reshape(-1, 3).long()
@@ -201,7 +206,9 @@ def _check_guard(name: str, tower: Tower, requests: list[dict[str, np.ndarray]],
     expected, output = tower.run(requests), tower.run([bad, *requests])
     num_bad = len(output) - len(expected)
     if not np.isnan(output[:num_bad]).all() or not np.allclose(output[num_bad:], expected, atol=1e-3):
-        raise ExportError(f"{name}: a request with wrong {inconsistent} is not answered with NaN, or harms its neighbours.")
+        raise ExportError(
+            f"{name}: a request with wrong {inconsistent} is not answered with NaN, or harms its neighbours."
+        )
 
 
 def check_golden(checkpoint: Checkpoint, language: Tower, golden: dict[str, Any]) -> float:
@@ -211,7 +218,9 @@ def check_golden(checkpoint: Checkpoint, language: Tower, golden: dict[str, Any]
         ids = tokenize(checkpoint, checkpoint.render(golden["instruction"], [{"type": "text", "text": item["text"]}]))
         nothing = np.zeros((0, checkpoint.image_embeds_size), np.float32)
         positions = np.repeat(np.arange(len(ids), dtype=np.int32)[:, None], 3, axis=1)
-        case = Case("golden", ids, positions, np.zeros((0, 6144), np.uint8), np.zeros((0, 3), np.int32), nothing, nothing)
+        case = Case(
+            "golden", ids, positions, np.zeros((0, 6144), np.uint8), np.zeros((0, 3), np.int32), nothing, nothing
+        )
         state = language.run([_language_request(checkpoint, case)])[0]
         theirs = np.array(item["embedding_prefix"])
         ours = (state / np.linalg.norm(state))[: len(theirs)]

@@ -1,7 +1,8 @@
 """The vision tower of Qwen3-VL over packed images, restated so that it can be traced.
 
 Same weights, same mathematics as `Qwen3VLVisionModel`. Different: all positions are computed from `grid_thw` inside the
-graph, the Conv3d patch embedding is a matrix product, attention is `packed_attention`, and uint8 pixels are normalised here.
+graph, the Conv3d patch embedding is a matrix product, attention is `packed_attention`, and uint8 pixels are normalised
+here.
 
 Letters: V visual tokens of all images, P patches (4V), I images, C = 1 + DeepStack features, D hidden size of the text
 tower, E hidden size of this one, h head size, R requests.

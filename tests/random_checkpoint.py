@@ -1,7 +1,7 @@
 """Write a randomly initialised Qwen3-VL-Embedding checkpoint with the files and layout of the real one.
 
-It knows the architectures the tests are run on, up to the full size of the 2B. The tokenizer is a byte-level BPE trained
-here, with the real special tokens. The vectors mean nothing; that they agree with transformers means everything.
+It knows the architectures the tests are run on, up to the full size of the 2B. The tokenizer is a byte-level BPE
+trained here, with the real special tokens. The vectors mean nothing; that they agree with transformers means all.
 
     python -m tests.random_checkpoint --size tiny --output DIR
 """
@@ -17,7 +17,6 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-DEFAULT_INSTRUCTION = "Represent the user's input."
 SPECIAL_TOKENS = [
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
     *("<|image_pad|>", "<|video_pad|>"),
@@ -37,7 +36,7 @@ CORPUS = [
 ]
 CHAT_TEMPLATE = """\
 {%- if messages[0].role != 'system' %}
-    {{- '<|im_start|>system\\n""" + DEFAULT_INSTRUCTION.replace("'", "\\'") + """<|im_end|>\\n' }}
+    {{- '<|im_start|>system\\nRepresent the user\\'s input.<|im_end|>\\n' }}
 {%- endif %}
 {%- for message in messages %}
     {{- '<|im_start|>' + message.role + '\\n' }}
@@ -167,9 +166,12 @@ def write_checkpoint(output: Path, size: str = "tiny", seed: int = 0, dtype: tor
             {
                 "image_processor_type": "Qwen2VLImageProcessorFast",
                 "size": {"shortest_edge": 4096, "longest_edge": 1310720},
-                "patch_size": 16, "temporal_patch_size": 2, "merge_size": 2,
-                "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
-            },  # fmt: skip
+                "patch_size": 16,
+                "temporal_patch_size": 2,
+                "merge_size": 2,
+                "image_mean": [0.5, 0.5, 0.5],
+                "image_std": [0.5, 0.5, 0.5],
+            },
             indent=2,
         )
     )

@@ -26,12 +26,16 @@ class TritonPythonModel:
         dimensions = pb_utils.get_input_tensor_by_name(request, "dimensions")
         size = pooled.shape[1] if dimensions is None else int(dimensions.as_numpy()[0])
         if not 1 <= size <= pooled.shape[1] or num_items > len(pooled):
-            message = f"{num_items} items of {size} dimensions were asked of pooled {pooled.shape}. Call `embed` instead."
+            message = (
+                f"{num_items} items of {size} dimensions were asked of pooled {pooled.shape}. Call `embed` instead."
+            )
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
         prefix = pooled[:num_items, :size]  # drops the sentinel
         norm = np.linalg.norm(prefix, axis=1, keepdims=True)
         if not np.isfinite(norm).all():
             bad = np.flatnonzero(~np.isfinite(norm[:, 0])).tolist()
-            message = f"the language model gave no finite hidden state for items {bad}. Report it with the server's log."
+            message = (
+                f"the language model gave no finite hidden state for items {bad}. Report it with the server's log."
+            )
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))
         return pb_utils.InferenceResponse([pb_utils.Tensor("embedding", prefix / np.maximum(norm, EPSILON))])

@@ -83,7 +83,8 @@ def open_image(
         raise ItemError("IMAGE_TOO_LARGE", f"image: {error}; the server takes {max_image_pixels} pixels.") from error
     except Exception as error:  # the parsers raise anything on hostile bytes
         raise ItemError(
-            "IMAGE_UNDECODABLE", f"image is not readable (first bytes {bytes(data[:8])!r}, {len(data)} bytes). {ENCODED}"
+            "IMAGE_UNDECODABLE",
+            f"image is not readable (first bytes {bytes(data[:8])!r}, {len(data)} bytes). {ENCODED}",
         ) from error
     width, height = image.size
     if not width or not height:
@@ -91,16 +92,19 @@ def open_image(
     if width * height > max_image_pixels:
         raise ItemError(
             "IMAGE_TOO_LARGE",
-            f"image has {width} x {height} = {width * height} pixels; the server takes {max_image_pixels}. Scale it down.",
+            f"image is {width} x {height} = {width * height} pixels; the server takes {max_image_pixels}. "
+            "Scale it down.",
         )
     if is_animated:
         raise ItemError(
-            "IMAGE_ANIMATED", f"image is a {image.format} of several frames; one frame is an item. Send the frame you mean."
+            "IMAGE_ANIMATED",
+            f"image is a {image.format} of several frames; one frame is an item. Send the frame you mean.",
         )
     media_type = "image/jpeg" if image.format == "MPO" else Image.MIME[str(image.format)]
     if label and label != media_type:
         raise ItemError(
-            "IMAGE_MISLABELLED", f"image is labelled {label!r} but holds {media_type!r}. Label the data: URI as what it is."
+            "IMAGE_MISLABELLED",
+            f"image is labelled {label!r} but holds {media_type!r}. Label the data: URI as what it is.",
         )
     if max(width, height) > MAX_RATIO * min(width, height):
         raise ItemError(
@@ -110,7 +114,9 @@ def open_image(
 
 
 def _too_many_bytes(size_bytes: int, max_image_bytes: int) -> ItemError:
-    return ItemError("IMAGE_TOO_LARGE", f"image has {size_bytes} bytes; the server takes {max_image_bytes}. Compress it.")
+    return ItemError(
+        "IMAGE_TOO_LARGE", f"image has {size_bytes} bytes; the server takes {max_image_bytes}. Compress it."
+    )
 
 
 def _read_data_uri(data: bytes) -> tuple[bytes, str]:
@@ -122,7 +128,9 @@ def _read_data_uri(data: bytes) -> tuple[bytes, str]:
         try:
             decoded = base64.b64decode(data[header.end() :], validate=True)
         except binascii.Error as error:
-            raise ItemError("IMAGE_UNDECODABLE", f"image is a data: URI with bad base64 ({error}). {ENCODED}") from error
+            raise ItemError(
+                "IMAGE_UNDECODABLE", f"image is a data: URI with bad base64 ({error}). {ENCODED}"
+            ) from error
         if not decoded:
             raise ItemError("IMAGE_EMPTY", f"image is a data: URI of no bytes ({data[:40]!r}). {ENCODED}")
         return decoded, {"image/jpg": "image/jpeg", "": "text/plain"}.get(media_type, media_type)
@@ -162,7 +170,9 @@ def write_patches(opened: OpenImage, out: np.ndarray) -> None:
         rgb = to_rgb(opened.image).resize((opened.width, opened.height), Image.Resampling.BICUBIC)
     except Exception as error:  # the decoders raise anything on hostile bytes
         code = "IMAGE_TRUNCATED" if "truncated" in str(error) else "IMAGE_UNDECODABLE"
-        raise ItemError(code, f"image is a {opened.image.format} whose data cannot be decoded ({error}). {ENCODED}") from error
+        raise ItemError(
+            code, f"image is a {opened.image.format} whose data cannot be decoded ({error}). {ENCODED}"
+        ) from error
     rows, columns = opened.grid
     pixels = np.asarray(rgb).reshape(rows, MERGE, PATCH_PX, columns, MERGE, PATCH_PX, 3)
     patches = pixels.transpose(0, 3, 1, 4, 6, 2, 5)  # (rows, columns, MERGE, MERGE, 3, PATCH_PX, PATCH_PX)
@@ -177,5 +187,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white.paste(image, mask=image.getchannel("A"))
         return white
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # Pillow advises RGBA for transparent palettes; the reference drops it
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # Pillow advises RGBA for transparent palettes; the reference drops it
         return image.convert("RGB")

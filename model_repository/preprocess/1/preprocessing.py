@@ -83,7 +83,7 @@ class Prompt:
         self._tokenizer = tokenizer
         special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
         self._special = re.compile("(" + "|".join(map(re.escape, special)) + ")")
-        # What the tokenizer's own post-processor adds around a sequence (Qwen3-VL-Embedding: one <|endoftext|> after it).
+        # What the tokenizer's own post-processor adds around a sequence: one <|endoftext|> at the end of the real one.
         bare, full = tokenizer.encode("x", add_special_tokens=False).ids, tokenizer.encode("x").ids
         start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
         self._begin, end = full[:start], full[start + len(bare) :]
@@ -121,8 +121,8 @@ class Prompt:
     def item(self, instruction: str, text: str, num_image_tokens: int, limit: int) -> tuple[list[int], int, int]:
         """Lay out one item.
 
-        Returns its token ids, with the text cut so that they stay within `limit` where that is possible, the index of the
-        first visual token, and how many tokens the whole item has.
+        Returns its token ids, with the text cut so that they stay within `limit` where that is possible, the index of
+        the first visual token, and how many tokens the whole item has.
         """
         ids = list(self._lead(instruction))
         if num_image_tokens:
@@ -141,8 +141,8 @@ class Prompt:
 class Preprocessor:
     """Turn requests into packs, or refuse them with a `PackError`.
 
-    No tensor of a pack is ever empty, because Triton's stock backends corrupt a batch that holds an empty ragged tensor: a
-    pack without images carries one sentinel item, a single visual token, whose pooled row the pooling step drops.
+    No tensor of a pack is ever empty, because Triton's stock backends corrupt a batch that holds an empty ragged
+    tensor: a pack without images carries one sentinel item, a single visual token, whose pooled row `pooling` drops.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ class Preprocessor:
         Parameters
         ----------
         text, image
-            n entries each: UTF-8 text and encoded images; an empty image is none, an empty text beside an image is none.
+            n entries each: UTF-8 text and encoded images; an empty image, or an empty text beside one, is none.
         instruction
             1 or n entries; blank means the default instruction.
         dimensions
@@ -208,7 +208,9 @@ class Preprocessor:
                     results.append(None)
             return results
 
-        instructions = each(lambda i: self._instruction(instruction[i % len(instruction)]) if instruction else self.default_instruction)
+        instructions = each(
+            lambda i: self._instruction(instruction[i % len(instruction)]) if instruction else self.default_instruction
+        )
         texts = each(lambda i: self._text(text[i]) if text else "")
         pixels = self.bounds.max_pixels if max_pixels is None else max_pixels
         images: list[OpenImage | None] = each(lambda i: self._open(image[i] if image else b"", pixels))
@@ -245,19 +247,24 @@ class Preprocessor:
         if dimensions is not None and not MIN_DIMENSIONS <= dimensions <= self.hidden_size:
             raise PackError(
                 "DIMENSIONS_UNKNOWN",
-                f"dimensions is {dimensions}; this model gives {MIN_DIMENSIONS} to {self.hidden_size}. Leave it out for all.",
+                f"dimensions is {dimensions}; this model gives {MIN_DIMENSIONS} to {self.hidden_size}. "
+                "Leave it out for all.",
             )
         low, high = self.bounds.min_pixels, self.bounds.max_pixels
         if max_pixels is not None and not low <= max_pixels <= high:
             raise PackError(
-                "MAX_PIXELS_OUT_OF_RANGE", f"max_pixels is {max_pixels}; this server allows {low} to {high}. Leave it out for {high}."
+                "MAX_PIXELS_OUT_OF_RANGE",
+                f"max_pixels is {max_pixels}; this server allows {low} to {high}. Leave it out for {high}.",
             )
 
     def _count_items(
         self, text: Sequence[bytes] | None, image: Sequence[bytes] | None, instruction: Sequence[bytes] | None
     ) -> int:
         if not text and not image:
-            raise PackError("NO_INPUT", "the request has neither text nor image; at least one item is needed. Send text, image or both.")
+            raise PackError(
+                "NO_INPUT",
+                "the request has neither text nor image; at least one item is needed. Send text, image or both.",
+            )
         if text is not None and image is not None and len(text) != len(image):
             raise PackError(
                 "SHAPE_MISMATCH",
@@ -267,7 +274,8 @@ class Preprocessor:
         num_items = len(text or image or ())
         if num_items > self.bounds.max_items:
             raise PackError(
-                "PACK_TOO_LARGE", f"the pack has {num_items} items; the server takes {self.bounds.max_items}. Send it in parts."
+                "PACK_TOO_LARGE",
+                f"the pack has {num_items} items; the server takes {self.bounds.max_items}. Send it in parts.",
             )
         if instruction is not None and len(instruction) not in (1, num_items):
             raise PackError(
@@ -282,18 +290,23 @@ class Preprocessor:
             ("visual tokens", sum(visual for _, _, visual in layouts), self.bounds.max_pack_image_tokens),
         ):
             if size > bound:
-                raise PackError("PACK_TOO_LARGE", f"the pack has {size} {what}; the server takes {bound}. Send it in parts.")
+                raise PackError(
+                    "PACK_TOO_LARGE", f"the pack has {size} {what}; the server takes {bound}. Send it in parts."
+                )
 
     def _text(self, data: bytes, name: str = "text") -> str:
         if len(data) > self.bounds.max_text_bytes:
             raise ItemError(
-                "TEXT_TOO_LARGE", f"{name} has {len(data)} bytes; the server takes {self.bounds.max_text_bytes}. Shorten or split it."
+                "TEXT_TOO_LARGE",
+                f"{name} has {len(data)} bytes; the server takes {self.bounds.max_text_bytes}. Shorten or split it.",
             )
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError as error:
             bad = data[error.start : error.start + 4]
-            raise ItemError("TEXT_NOT_UTF8", f"{name} is not UTF-8 (bytes {bad!r} at {error.start}). Encode it as UTF-8.") from error
+            raise ItemError(
+                "TEXT_NOT_UTF8", f"{name} is not UTF-8 (bytes {bad!r} at {error.start}). Encode it as UTF-8."
+            ) from error
 
     def _instruction(self, data: bytes) -> str:
         """Apply the official rule: strip, and end with punctuation. Blank means the default."""

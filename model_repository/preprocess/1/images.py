@@ -84,11 +84,9 @@ def open_image(
     except Exception as error:  # the parsers raise anything on hostile bytes
         raise ItemError(
             "IMAGE_UNDECODABLE",
-            f"image is not readable (first bytes {bytes(data[:8])!r}, {len(data)} bytes). {ENCODED}",
+            f"image is not readable or has no pixels (first bytes {bytes(data[:8])!r}, {len(data)} bytes). {ENCODED}",
         ) from error
     width, height = image.size
-    if not width or not height:
-        raise ItemError("IMAGE_EMPTY", f"image has {width} x {height} pixels; at least 1 x 1 is needed. {ENCODED}")
     if width * height > max_image_pixels:
         raise ItemError(
             "IMAGE_TOO_LARGE",

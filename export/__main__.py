@@ -13,9 +13,9 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from .checkpoint import DEFAULT_INSTRUCTION, MIN_DIMENSIONS, ExportError, open_checkpoint
+from .checkpoint import DEFAULT_INSTRUCTION, MIN_DIMENSIONS, Checkpoint, ExportError, open_checkpoint
 from .language_model import LanguageModel
-from .repository import begin_repository, fill_sizes, place_repository, write_json
+from .repository import fill_sizes, new_repository, write_json
 from .to_onnx import example_language_inputs, example_vision_inputs, to_onnx
 from .validate import reference_cases, validate
 from .vision_encoder import VisionEncoder
@@ -52,52 +52,47 @@ def export(name: str, output: Path, *, precision: str = "fp32", overwrite: bool 
         print(f"{time.monotonic() - started:6.1f} s  {peak_gib:5.2f} GiB peak  {what}", flush=True)
 
     checkpoint = open_checkpoint(name)
-    repository = begin_repository(output, overwrite=overwrite)
-    say(f"{checkpoint.name}: hidden size {checkpoint.hidden_size}, DeepStack of {checkpoint.num_deepstack}")
-    fill_sizes(repository, checkpoint.hidden_size, checkpoint.image_embeds_size)
-    preprocess = repository / "preprocess" / "1"
-    checkpoint.copy_tokenizer(preprocess)
-    write_json(preprocess / "preprocessing.json", checkpoint.preprocessing())
-    write_json(
-        repository / "info" / "1" / "info.json",
-        {
-            "checkpoint": checkpoint.name,
-            "fingerprint": checkpoint.fingerprint({"precision": precision}),
-            "dimensions": checkpoint.hidden_size,
-            "min_dimensions": MIN_DIMENSIONS,
-            "default_instruction": DEFAULT_INSTRUCTION,
-            "precision": precision,
-            "versions": {package: version(package) for package in ("torch", "transformers", "onnx", "onnxruntime")},
-        },
-    )
-    model = checkpoint.load_model()
-    say("weights loaded")
-    cases = reference_cases(checkpoint, model)
-    say(f"transformers ran {len(cases)} cases")
-    to_onnx(
-        VisionEncoder(model.visual),
-        example_vision_inputs(),
-        "image_embeds",
-        repository / "vision_encoder" / "1" / "model.onnx",
-    )
-    say("vision_encoder exported")
-    config = checkpoint.config
-    to_onnx(
-        LanguageModel(model.language_model, config.image_token_id, checkpoint.num_deepstack),
-        example_language_inputs(
-            config.text_config.vocab_size, config.image_token_id, 1 + checkpoint.num_deepstack, checkpoint.hidden_size
-        ),
-        "pooled",
-        repository / "language_model" / "1" / "model.onnx",
-    )
-    del model
-    gc.collect()
-    say("language_model exported")
-    report = validate(repository, checkpoint, cases)
-    say("agrees with transformers: " + ", ".join(f"{what} {cosine:.6f}" for what, cosine in report.items()))
-    place_repository(repository, output)
+    with new_repository(output, overwrite=overwrite) as repository:
+        say(f"{checkpoint.name}: hidden size {checkpoint.hidden_size}, DeepStack of {checkpoint.num_deepstack}")
+        write_small_files(repository, checkpoint, precision)
+        model = checkpoint.load_model()
+        say("weights loaded")
+        cases = reference_cases(checkpoint, model)
+        say(f"transformers ran {len(cases)} cases")
+        vision, language = repository / "vision_encoder/1/model.onnx", repository / "language_model/1/model.onnx"
+        to_onnx(VisionEncoder(model.visual), example_vision_inputs(), "image_embeds", vision)
+        say("vision_encoder exported")
+        image_token_id = checkpoint.config.image_token_id
+        to_onnx(
+            LanguageModel(model.language_model, image_token_id, checkpoint.num_deepstack),
+            example_language_inputs(checkpoint.vocab_size, image_token_id, checkpoint.image_embeds_size),
+            "pooled",
+            language,
+        )
+        del model  # before the graphs take as much memory again
+        gc.collect()
+        say("language_model exported")
+        report = validate(repository, checkpoint, cases)
+        say("agrees with transformers: " + ", ".join(f"{what} {cosine:.6f}" for what, cosine in report.items()))
     say(f"wrote {output}")
     return report
+
+
+def write_small_files(repository: Path, checkpoint: Checkpoint, precision: str) -> None:
+    """Fill in the configs' sizes and put the tokenizer, the prompt and the self-description in their places."""
+    fill_sizes(repository, checkpoint.hidden_size, checkpoint.image_embeds_size)
+    checkpoint.copy_tokenizer(repository / "preprocess/1")
+    write_json(repository / "preprocess/1/preprocessing.json", checkpoint.preprocessing())
+    info = {
+        "checkpoint": checkpoint.name,
+        "fingerprint": checkpoint.fingerprint({"precision": precision}),
+        "dimensions": checkpoint.hidden_size,
+        "min_dimensions": MIN_DIMENSIONS,
+        "default_instruction": DEFAULT_INSTRUCTION,
+        "precision": precision,
+        "versions": {package: version(package) for package in ("torch", "transformers", "onnx", "onnxruntime")},
+    }
+    write_json(repository / "info/1/info.json", info)
 
 
 def main() -> int:

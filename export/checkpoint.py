@@ -53,6 +53,11 @@ class Checkpoint:
         return (1 + self.num_deepstack) * self.hidden_size
 
     @property
+    def vocab_size(self) -> int:
+        """Rows of the token embedding."""
+        return int(self.config.text_config.vocab_size)
+
+    @property
     def image_token(self) -> str:
         """The token that stands for one visual token."""
         return str(self.tokenizer.convert_ids_to_tokens(self.config.image_token_id))

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ HIDDEN_SIZE_2B = 2048
 IMAGE_EMBEDS_SIZE_2B = 8192
 
 
-def begin_repository(output: Path, *, overwrite: bool) -> Path:
-    """Return an empty folder beside `output` to build in; `place_repository` moves it there.
+@contextmanager
+def new_repository(output: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give a folder beside `output` to build in; it takes its place when all went well, and else it goes.
 
     Raises
     ------
@@ -33,7 +36,13 @@ def begin_repository(output: Path, *, overwrite: bool) -> Path:
     shutil.copytree(TEMPLATE, partial, ignore=shutil.ignore_patterns("__pycache__", ".gitkeep", "*.onnx*"))
     for model in TEMPLATE.iterdir():
         (partial / model.name / "1").mkdir(exist_ok=True)  # Triton wants a version folder of ensembles, too
-    return partial
+    try:
+        yield partial
+        if output.exists():
+            shutil.rmtree(output)
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def fill_sizes(repository: Path, hidden_size: int, image_embeds_size: int) -> None:
@@ -50,10 +59,3 @@ def fill_sizes(repository: Path, hidden_size: int, image_embeds_size: int) -> No
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a small JSON file for people to read."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def place_repository(partial: Path, output: Path) -> None:
-    """Move the finished repository to its place; what was there goes only now."""
-    if output.exists():
-        shutil.rmtree(output)
-    partial.rename(output)

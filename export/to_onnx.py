@@ -51,9 +51,7 @@ def example_vision_inputs() -> dict[str, torch.Tensor]:
     }
 
 
-def example_language_inputs(
-    vocab_size: int, image_token_id: int, num_features: int, hidden_size: int
-) -> dict[str, torch.Tensor]:
+def example_language_inputs(vocab_size: int, image_token_id: int, image_embeds_size: int) -> dict[str, torch.Tensor]:
     """Return two requests: items of 5 and 7 tokens with 2 and 3 visual tokens, and one of 6 tokens with 2."""
     input_ids = torch.randint(0, vocab_size, (18,))
     input_ids[input_ids == image_token_id] = 0
@@ -62,11 +60,11 @@ def example_language_inputs(
         "input_ids": input_ids,
         "position_ids": torch.arange(18, dtype=torch.int32).repeat_interleave(3),
         "lengths": torch.tensor([5, 7, 6], dtype=torch.int32),
-        "image_embeds": torch.randn(7 * num_features * hidden_size),
+        "image_embeds": torch.randn(7 * image_embeds_size),
         "input_ids_offsets": _offsets([12, 6]),
         "position_ids_offsets": _offsets([36, 18]),
         "lengths_offsets": _offsets([2, 1]),
-        "image_embeds_offsets": _offsets([5 * num_features * hidden_size, 2 * num_features * hidden_size]),
+        "image_embeds_offsets": _offsets([5 * image_embeds_size, 2 * image_embeds_size]),
     }
 
 

@@ -44,10 +44,10 @@ class Case:
 def reference_cases(checkpoint: Checkpoint, model: Qwen3VLModel) -> list[Case]:
     """Run transformers on random and on rendered inputs."""
     generator = np.random.default_rng(0)
-    image_id, vocab_size = checkpoint.config.image_token_id, checkpoint.config.text_config.vocab_size
+    image_id = checkpoint.config.image_token_id
     cases = []
     for length, grid in [(1, None), (2, None), (97, None), (3, (4, 4)), (20, (2, 10)), (40, (18, 12))]:
-        ids = generator.integers(0, vocab_size, length)
+        ids = generator.integers(0, checkpoint.vocab_size, length)
         ids[ids == image_id] = 0
         if grid:
             ids = np.concatenate([ids[:2], np.full(grid[0] * grid[1] // 4, image_id), ids[2:]])

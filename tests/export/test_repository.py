@@ -1,0 +1,77 @@
+"""What export writes: the source tree's configs with the sizes filled in, placed whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from export.__main__ import export
+from export.checkpoint import Checkpoint, ExportError
+from export.repository import TEMPLATE
+
+from tests.conftest import ARCHITECTURES
+
+FILES = {
+    "embed/1", "embed/config.pbtxt", "embed_text/1", "embed_text/config.pbtxt",
+    "info/1/info.json", "info/1/model.py", "info/config.pbtxt",
+    "language_model/1/model.onnx", "language_model/1/model.onnx.data", "language_model/config.pbtxt",
+    "pooling/1/model.py", "pooling/config.pbtxt",
+    "preprocess/1/images.py", "preprocess/1/model.py", "preprocess/1/preprocessing.json",
+    "preprocess/1/preprocessing.py", "preprocess/1/tokenizer.json", "preprocess/config.pbtxt",
+    "vision_encoder/1/model.onnx", "vision_encoder/1/model.onnx.data", "vision_encoder/config.pbtxt",
+}  # fmt: skip
+
+
+def test_files(repository: Path) -> None:
+    leaves = {path for path in repository.rglob("*") if path.is_file() or not any(path.iterdir())}
+    assert {str(path.relative_to(repository)) for path in leaves} == FILES
+
+
+@pytest.mark.parametrize("size", ARCHITECTURES)
+def test_sizes_are_filled_in(
+    size: str, checkpoint_of: Callable[[str], Checkpoint], repository_of: Callable[[str], Path]
+) -> None:
+    checkpoint, repository = checkpoint_of(size), repository_of(size)
+    for path in TEMPLATE.glob("*/config.pbtxt"):
+        theirs = (repository / path.relative_to(TEMPLATE)).read_text()
+        ours = path.read_text()
+        for before, after in ((8192, checkpoint.image_embeds_size), (2048, checkpoint.hidden_size)):
+            ours = re.sub(rf"(dims: \[[^\]]*)\b{before}\b", rf"\g<1>{after}", ours)
+        assert ours == theirs
+
+
+def test_info(repository: Path, checkpoint: Checkpoint) -> None:
+    info = json.loads((repository / "info/1/info.json").read_text())
+    assert info["checkpoint"] == "random-tiny"
+    assert (info["dimensions"], info["min_dimensions"], info["precision"]) == (128, 64, "fp32")
+    assert info["fingerprint"] == checkpoint.fingerprint({"precision": "fp32"})
+
+
+def test_an_existing_repository_is_kept(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository" / "precious").touch()
+    with pytest.raises(ExportError, match="--overwrite"):
+        export(str(checkpoint.folder), tmp_path / "repository")
+    assert (tmp_path / "repository" / "precious").exists()
+
+
+def test_a_graph_that_disagrees_is_not_placed(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.validate.MIN_COSINE", 1.1)
+    with pytest.raises(ExportError, match="cosine"):
+        export(str(checkpoint.folder), tmp_path / "repository")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_refuses_in_a_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "export", "--checkpoint", str(tmp_path), "--output", str(tmp_path / "repository")]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=TEMPLATE.parent, check=False)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("error: ") and "config.json is missing" in ran.stderr
+    assert "Traceback" not in ran.stderr

@@ -1,0 +1,54 @@
+"""How results are taken and written: a table for people, one JSON line for machines, with date, commit and hardware."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def rates(contestants: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
+    """Run the contestants in turn, `rounds` times over, and return the median items per second of each.
+
+    Taking turns lets a noisy neighbour disturb all of them alike: read the ratios, not the rates.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in contestants}
+    for work in contestants.values():
+        work()  # warm
+    for _ in range(rounds):
+        for name, work in contestants.items():
+            started = time.perf_counter()
+            items = work()
+            taken[name].append(items / (time.perf_counter() - started))
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def report(name: str, rows: dict[str, Any], **settings: Any) -> None:
+    """Print the rows, then one JSON line."""
+    for what, value in rows.items():
+        print(f"{what:<58} {value:10.3f}" if isinstance(value, float) else f"{what:<58} {value:>10}")
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    context = {
+        "benchmark": name,
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": commit,
+        "hardware": f"{os.cpu_count()} x {_processor()}",
+    }
+    print(json.dumps({**context, **settings, "results": rows}, ensure_ascii=False))
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()

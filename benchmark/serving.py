@@ -1,0 +1,151 @@
+"""Texts per second through the whole server, against the language tower run in process on the same packed batches.
+
+In process nothing is preprocessed, queued, copied or normalised: the ratio is what serving costs. The same texts one by
+one, in process and through a server without dynamic batching, show what batching gains.
+
+    python -m benchmark.serving --repository DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from server.launch import TritonServer
+
+from .report import ROOT, rates, report
+from .workload import packs
+
+sys.path[:0] = [str(ROOT / "client"), str(ROOT / "model_repository/preprocess/1")]
+from preprocessing import Bounds, Pack, Preprocessor
+from vlembed import EmbeddingClient
+
+TENSORS = ("input_ids", "position_ids", "lengths", "image_embeds")
+
+
+class InProcess:
+    """The language tower alone, on tensors that were made beforehand."""
+
+    def __init__(self, repository: Path) -> None:
+        self.preprocessor = Preprocessor(repository / "preprocess/1", Bounds())
+        path = repository / "language_model/1/model.onnx"
+        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def batch(self, texts: list[list[str]]) -> dict[str, np.ndarray]:
+        """Lay packs end to end, as the server does with a dynamic batch."""
+        prepared = [self.preprocessor(text=[text.encode() for text in pack]) for pack in texts]
+        feed: dict[str, np.ndarray] = {}
+        for name in TENSORS:
+            parts = [self._tensor(pack, name).reshape(-1) for pack in prepared]
+            feed[name] = np.concatenate(parts)
+            feed[f"{name}_offsets"] = np.cumsum([0, *(part.size for part in parts)], dtype=np.int32)
+        return feed
+
+    def _tensor(self, pack: Pack, name: str) -> np.ndarray:
+        if name == "image_embeds":
+            return np.zeros(self.preprocessor.image_embeds_size, np.float32)
+        return np.asarray(getattr(pack, name))
+
+    def run(self, batches: list[dict[str, np.ndarray]], num_texts: int) -> Callable[[], int]:
+        """Return work that runs every batch."""
+
+        def work() -> int:
+            for feed in batches:
+                self.session.run(None, feed)
+            return num_texts
+
+        return work
+
+
+def served(client: EmbeddingClient, requests: list[list[str]], concurrency: int) -> Callable[[], int]:
+    """Return work that sends every request, `concurrency` at a time."""
+
+    def work() -> int:
+        with ThreadPoolExecutor(concurrency) as pool:
+            return sum(len(embeddings) for embeddings in pool.map(client.embed, requests))
+
+    return work
+
+
+def without_batching(repository: Path, folder: Path) -> Path:
+    """Return a copy of a repository whose configs lack dynamic batching; the weights are linked."""
+    copy = Path(shutil.copytree(repository, folder / "repository", copy_function=lambda a, b: Path(b).symlink_to(a)))
+    for config in copy.glob("*/config.pbtxt"):
+        text = re.sub(r"^dynamic_batching.*\n", "", config.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        config.unlink()
+        config.write_text(text, encoding="utf-8")
+    return copy
+
+
+def main() -> None:
+    """Parse the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repository", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--packs", type=int, default=16, help="requests of a round")
+    parser.add_argument("--pack-size", type=int, default=8, help="texts of a request")
+    parser.add_argument("--concurrency", type=int, default=8, help="requests in flight")
+    arguments = parser.parse_args()
+    repository, concurrency = arguments.repository.resolve(), arguments.concurrency
+    texts = packs(arguments.packs, arguments.pack_size)
+    singles = [[text] for pack in texts for text in pack][: 4 * concurrency]
+    num_texts = arguments.packs * arguments.pack_size
+    in_process = InProcess(repository)
+    batches = [in_process.batch(texts[i : i + concurrency]) for i in range(0, len(texts), concurrency)]
+    packed = in_process.run(batches, num_texts)
+    one_by_one = in_process.run([in_process.batch([single]) for single in singles], len(singles))
+
+    with TritonServer(repository) as server, EmbeddingClient(server.grpc_url) as client:
+        batching = rates(
+            {
+                "in process": packed,
+                "served": served(client, texts, concurrency),
+                "in process, one by one": one_by_one,
+                "served, one by one": served(client, singles, concurrency),
+            },
+            arguments.rounds,
+        )
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        TritonServer(without_batching(repository, Path(folder))) as server,
+        EmbeddingClient(server.grpc_url) as client,
+    ):
+        plain = rates(
+            {"in process, one by one": one_by_one, "served, one by one": served(client, singles, concurrency)},
+            arguments.rounds,
+        )
+    alone = batching["in process, one by one"]
+    gain_on = batching["served, one by one"] / alone
+    gain_off = plain["served, one by one"] / plain["in process, one by one"]
+    report(
+        "serving",
+        {
+            "packs of texts, in process, texts/s": batching["in process"],
+            "packs of texts, served, texts/s": batching["served"],
+            "served / in process (goal 0.85)": batching["served"] / batching["in process"],
+            "one text a request, in process, texts/s": alone,
+            "one text a request, served, batching on, texts/s": batching["served, one by one"],
+            "one text a request, served, batching off, texts/s": plain["served, one by one"],
+            "batching on / in process one by one": gain_on,
+            "batching off / in process one by one": gain_off,
+            "batching on / off": gain_on / gain_off,
+            "packs / in process one by one": batching["in process"] / alone,
+        },
+        repository=repository.name,
+        rounds=arguments.rounds,
+        packs=arguments.packs,
+        pack_size=arguments.pack_size,
+        concurrency=concurrency,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Serve a vlembed model repository: checked before, and proved by one embedding after the start."""
+
+from __future__ import annotations
+
+import json
+import math
+import urllib.error
+import urllib.request
+from typing import Self
+
+from .errors import ServerStartError
+from .process import HTTP, TritonProcess
+from .repository import check_repository
+
+CANARY_TEXT = "A canary sings."
+CANARY_TIMEOUT_S = 300.0  # the first request pays for lazy allocations
+MAX_NORM_ERROR = 1e-3  # fp16 rounding of a unit vector is far below
+
+__all__ = ["ServerStartError", "TritonServer"]
+
+
+class TritonServer(TritonProcess):
+    """Serve a vlembed model repository while a `with` block lasts.
+
+    Parameters and errors are those of `TritonProcess`; the repository must be one that export wrote.
+    """
+
+    def __enter__(self) -> Self:
+        check_repository(self.repository, self.model_config_name)
+        super().__enter__()
+        try:
+            self._embed_canary()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _embed_canary(self) -> None:
+        inputs = [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [CANARY_TEXT]}]
+        request = urllib.request.Request(
+            f"{self.http_url}/v2/models/embed_text/infer", data=json.dumps({"inputs": inputs}).encode()
+        )
+        try:
+            with HTTP.open(request, timeout=CANARY_TIMEOUT_S) as response:
+                outputs = {output["name"]: output["data"] for output in json.load(response)["outputs"]}
+        except urllib.error.HTTPError as error:
+            raise ServerStartError(f"the models loaded, but a text was not embedded: {error.read().decode()}") from None
+        norm = math.hypot(*outputs["embedding"])
+        if not abs(norm - 1) < MAX_NORM_ERROR:  # written so that NaN fails, too
+            raise ServerStartError(
+                f"the models loaded, but a text was embedded with norm {norm} instead of 1. Export the repository again."
+            )

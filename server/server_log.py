@@ -1,0 +1,68 @@
+"""The log of a running tritonserver: kept, relayed, and searched for the reason of a failure."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import deque
+from typing import IO, TextIO
+
+MAX_LINES = 10_000
+MAX_FAILURE_LINES = 20
+LOAD_FAILURE = re.compile(r"""failed to load '([^']+)' version \d+: (.*?)"?$""")
+ERROR_LINE = re.compile(r"^(E\d{4} |error: )")
+HARMLESS = "CudaDriverHelper"  # an E-line of every start without a GPU
+
+
+class ServerLog:
+    """Reads a stream in a thread until its end.
+
+    Parameters
+    ----------
+    stream
+        Output of the server and of its Python processes.
+    relay
+        Where to copy each line as it comes.
+    """
+
+    def __init__(self, stream: IO[str], relay: TextIO | None = None) -> None:
+        self._stream = stream
+        self._relay = relay
+        self._lines: deque[str] = deque(maxlen=MAX_LINES)
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def text(self) -> str:
+        """Return the last 10,000 lines."""
+        return "".join(self._lines)
+
+    def close(self) -> None:
+        """Wait for the end of the stream."""
+        self._thread.join()
+
+    def failure(self) -> str:
+        """Return the lines that tell why the server failed: models that did not load, else errors, else the end."""
+        return find_failure(self.text())
+
+    def _read(self) -> None:
+        with self._stream:
+            for line in self._stream:
+                self._lines.append(line)
+                if self._relay is not None:
+                    print(line, end="", file=self._relay, flush=True)
+
+
+def find_failure(log: str) -> str:
+    """Return the few lines of a log that tell why the server failed."""
+    lines = log.splitlines()
+    failures = {match[1]: _unescape(match[2]) for line in lines if (match := LOAD_FAILURE.search(line))}
+    if failures:
+        return "\n".join(f"{model}: {reason}" for model, reason in failures.items())
+    errors = [line for line in lines if ERROR_LINE.match(line) and HARMLESS not in line]
+    return "\n".join((errors or lines)[-MAX_FAILURE_LINES:])
+
+
+def _unescape(message: str) -> str:
+    """Undo the log's escapes and cut off the Python stack."""
+    plain = message.replace("\\n", "\n").replace('\\"', '"')
+    return plain.split("\n\nAt:\n")[0].removeprefix("Internal: TritonModelException: ")

@@ -131,7 +131,8 @@ class Checkpoint:
         ):
             digest.update(path.name.encode())
             with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+                while block := file.read(2**24):
+                    digest.update(block)
         return digest.hexdigest()[:16]
 
     def copy_tokenizer(self, folder: Path) -> None:

@@ -29,10 +29,10 @@ PACK_SIZES = [1, 2, 4, 8]  # items of a request
 
 
 def packs(num_packs: int, pack_size: int, seed: int = 0) -> list[list[str]]:
-    """Return packs of texts of one to four sentences."""
+    """Return packs of texts of one or two sentences."""
     generator = np.random.default_rng(seed)
     return [
-        [" ".join(generator.choice(SENTENCES, generator.integers(1, 5))) for _ in range(pack_size)]
+        [" ".join(generator.choice(SENTENCES, generator.integers(1, 3))) for _ in range(pack_size)]
         for _ in range(num_packs)
     ]
 

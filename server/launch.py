@@ -6,7 +6,6 @@ import json
 import math
 import urllib.error
 import urllib.request
-from typing import Self
 
 from .errors import ServerStartError
 from .process import HTTP, TritonProcess
@@ -25,7 +24,7 @@ class TritonServer(TritonProcess):
     Parameters and errors are those of `TritonProcess`; the repository must be one that export wrote.
     """
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> TritonServer:
         check_repository(self.repository, self.model_config_name)
         super().__enter__()
         try:
@@ -44,7 +43,9 @@ class TritonServer(TritonProcess):
             with HTTP.open(request, timeout=CANARY_TIMEOUT_S) as response:
                 outputs = {output["name"]: output["data"] for output in json.load(response)["outputs"]}
         except urllib.error.HTTPError as error:
-            raise ServerStartError(f"the models loaded, but a text was not embedded: {error.read().decode()}") from None
+            with error:
+                answer = error.read().decode()
+            raise ServerStartError(f"the models loaded, but a text was not embedded: {answer}") from None
         norm = math.hypot(*outputs["embedding"])
         if not abs(norm - 1) < MAX_NORM_ERROR:  # written so that NaN fails, too
             raise ServerStartError(

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self, TextIO, cast
+from typing import IO, TextIO, cast
 from uuid import uuid4
 
 from .backend_folder import assemble
@@ -111,7 +112,7 @@ class TritonProcess:
         """Wait until the server ends by itself; return its exit status."""
         return self._process.wait()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> TritonProcess:
         with ExitStack() as cleanup:  # undoes what was done if anything below fails
             self._start(cleanup)
             self._wait_until_ready()
@@ -177,6 +178,7 @@ class TritonProcess:
         deadline = time.monotonic() + self.start_timeout_s
         while not self._is_ready():
             if (status := self._process.poll()) is not None:
+                self._stop()  # its Python processes hold the log open
                 self._log.close()
                 raise ServerStartError(
                     f"tritonserver ended with status {status} while loading {self.repository}:\n{self._log.failure()}"
@@ -189,8 +191,13 @@ class TritonProcess:
             time.sleep(POLL_INTERVAL_S)
 
     def _is_ready(self) -> bool:
-        with suppress(OSError):  # nobody listens yet, or not all models are loaded
-            return HTTP.open(f"{self.http_url}/v2/health/ready", timeout=HEALTH_TIMEOUT_S).status == 200
+        try:
+            with HTTP.open(f"{self.http_url}/v2/health/ready", timeout=HEALTH_TIMEOUT_S):
+                return True
+        except urllib.error.HTTPError as error:  # not all models are loaded
+            error.close()
+        except OSError:  # nobody listens yet
+            pass
         return False
 
     def _stop(self) -> None:

@@ -48,8 +48,15 @@ class ServerLog:
         with self._stream:
             for line in self._stream:
                 self._lines.append(line)
-                if self._relay is not None:
-                    print(line, end="", file=self._relay, flush=True)
+                self._pass_on(line)
+
+    def _pass_on(self, line: str) -> None:
+        if self._relay is None:
+            return
+        try:
+            print(line, end="", file=self._relay, flush=True)
+        except (OSError, ValueError):  # its reader has gone: the server must not stall for that
+            self._relay = None
 
 
 def find_failure(log: str) -> str:

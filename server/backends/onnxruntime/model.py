@@ -45,6 +45,8 @@ class TritonPythonModel:
         """
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"]) / args["model_version"] / config["default_model_filename"]
+        if path.is_dir():  # a graph with its weights beside it
+            path /= "model.onnx"
         if not path.exists():
             raise pb_utils.TritonModelException(f"{path} is missing. Run `python -m export` to make it.")
         self.session = onnxruntime.InferenceSession(path, session_options(config), providers=providers(args))
@@ -78,8 +80,6 @@ class TritonPythonModel:
 
     def _run(self, requests: Sequence[Request]) -> list[Any]:
         """Return the outputs, or the error, of each request."""
-        if len(requests) > 1 and not self.packing.batched:
-            return [outcome for request in requests for outcome in self._run([request])]
         if not requests:
             return []
         names = list(self.packing.output_dims)

@@ -18,7 +18,10 @@ Array = npt.NDArray[Any]
 Request = Mapping[str, Array]
 Shape = Sequence[int]
 
-COUNT_TYPES = {"TYPE_INT32": np.int32, "TYPE_FP32": np.float32}  # all that a batch_input may be
+COUNT_TYPES: dict[str, npt.DTypeLike] = {
+    "TYPE_INT32": np.int32,
+    "TYPE_FP32": np.float32,
+}  # all that a batch_input may be
 
 
 class BatchError(ValueError):
@@ -32,7 +35,7 @@ class BatchInput:
     kind: str
     target_name: str
     source_input: str
-    dtype: type[np.generic]
+    dtype: npt.DTypeLike
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ragged import COUNT_TYPES, Packing, fit
+from ragged import Packing, fit
 
 GRAPH_TYPES = {
     "TYPE_BOOL": "tensor(bool)",
@@ -47,12 +47,6 @@ def find_problems(
     inputs, outputs
         Of the graph, by name.
     """
-    for entry in config["batch_input"]:
-        if entry["data_type"] not in COUNT_TYPES:
-            yield f"batch_input {entry['target_name']} is {entry['data_type']}; only {list(COUNT_TYPES)} exist"
-            return
-    if "sequence_batching" in config:
-        yield "sequence_batching is not served by this backend"
     packing = Packing.from_config(config)
     yield from _input_problems(config, packing, inputs)
     yield from _output_problems(config, packing, outputs)
@@ -66,6 +60,8 @@ def _input_problems(config: dict[str, Any], packing: Packing, graph: Mapping[str
             f"the graph has {len(graph)} inputs {sorted(graph)}, the config has {len(config['input'])} inputs and "
             f"{len(config['batch_input'])} batch_inputs {sorted(types)}"
         )
+    if 0 < len(packing.ragged) < len(config["input"]):
+        yield f"only {sorted(packing.ragged)} are ragged: all inputs must be, or none"
     for name, data_type in types.items():
         yield from _type_problems("input", name, data_type, graph)
     for tensor in config["input"]:

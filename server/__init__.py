@@ -1,4 +1,4 @@
-"""Find and start a real tritonserver on a vlembed model repository: a container's, or the one in nvidia-pytriton's wheel.
+"""Start a real tritonserver on a vlembed model repository: a container's own, or the one in nvidia-pytriton's wheel.
 
 Standard library only, but for backends/, which runs inside the server.
 """

@@ -1,4 +1,4 @@
-"""The command: `python -m server --repository DIR`. Prints one line when the server is ready; the log goes to stderr."""
+"""The command: `python -m server --repository DIR`. One line on stdout says that it is ready; the log is on stderr."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ class TritonServer(TritonProcess):
     """
 
     def __enter__(self) -> TritonServer:
+        """Start the server; return when it has embedded a text."""
         check_repository(self.repository, self.model_config_name)
         super().__enter__()
         try:
@@ -49,5 +50,5 @@ class TritonServer(TritonProcess):
         norm = math.hypot(*outputs["embedding"])
         if not abs(norm - 1) < MAX_NORM_ERROR:  # written so that NaN fails, too
             raise ServerStartError(
-                f"the models loaded, but a text was embedded with norm {norm} instead of 1. Export the repository again."
+                f"the models loaded, but a text was embedded with norm {norm} instead of 1. Export the model again."
             )

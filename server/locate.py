@@ -82,7 +82,7 @@ def _package_folder(name: str) -> Path | None:
 
 
 def _stub(stubs: Path) -> Path:
-    running = f"{sys.version_info.major}.{sys.version_info.minor}"
+    running = "{}.{}".format(*sys.version_info)
     stub = stubs / running / "triton_python_backend_stub"
     if not stub.exists():
         offered = sorted((path.name for path in stubs.iterdir()), key=lambda name: int(name.split(".")[1]))
@@ -92,7 +92,7 @@ def _stub(stubs: Path) -> Path:
 
 def _python_library_folder() -> list[Path]:
     """Return where the stub finds libpython, if the system does not know it by itself."""
-    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    name = "python{}.{}".format(*sys.version_info)
     folder = Path(sys.base_prefix) / "lib"
     if (folder / f"lib{name}.so.1.0").exists():
         return [folder]

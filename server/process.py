@@ -113,6 +113,7 @@ class TritonProcess:
         return self._process.wait()
 
     def __enter__(self) -> TritonProcess:
+        """Start the server; return when all models are ready."""
         with ExitStack() as cleanup:  # undoes what was done if anything below fails
             self._start(cleanup)
             self._wait_until_ready()
@@ -122,6 +123,7 @@ class TritonProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        """Stop the server; requests in flight are finished first."""
         self._cleanup.close()
 
     def _start(self, cleanup: ExitStack) -> None:
@@ -130,7 +132,7 @@ class TritonProcess:
         self.ports = claim_ports(self.host, self.ports)
         region_prefix = f"vlembed_{uuid4().hex[:12]}_"
         command = [str(server.executable), *self._flags(region_prefix)]
-        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}  # the repository stays as it is
+        environment = dict(os.environ)
         if isinstance(server, WheelServer):
             folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vlembed-backends-")))
             assemble(server, folder)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from server.backends.onnxruntime.ragged import BatchError, Packing, count, scatter, split
+from server.backends.onnxruntime.ragged import Array, BatchError, Packing, count, scatter, split
 
 ZERO_OFFSETS = "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO"
 
@@ -37,7 +37,7 @@ def config(max_batch_size: int = 8, ragged: bool = True, **changes: Any) -> dict
     } | changes
 
 
-def request(num_rows: int, lengths: list[int], start: int = 0) -> dict[str, np.ndarray]:
+def request(num_rows: int, lengths: list[int], start: int = 0) -> dict[str, Array]:
     rows = np.arange(start, start + 3 * num_rows, dtype=np.float32).reshape(1, num_rows, 3)
     return {"rows": rows, "lengths": np.array([lengths], np.int32)}
 
@@ -146,7 +146,7 @@ def test_without_a_batch_the_output_is_the_answer() -> None:
         ({**request(1, [1]), "rows": np.zeros((1, 3))}, r"'rows' has shape \[1, 3\].* allows \[-1, -1, 3\]"),
     ],
 )
-def test_requests_that_are_refused(wrong: dict[str, np.ndarray], reason: str) -> None:
+def test_requests_that_are_refused(wrong: dict[str, Array], reason: str) -> None:
     packing = Packing.from_config(config())
     packing.check(request(1, [1]))
     with pytest.raises(BatchError, match=reason):

@@ -23,6 +23,7 @@ GRAPH_LEVELS = {  # optimization.graph.level, as the stock backend reads it
 }
 EXECUTION_MODES = {"0": onnxruntime.ExecutionMode.ORT_SEQUENTIAL, "1": onnxruntime.ExecutionMode.ORT_PARALLEL}
 SWITCH = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
+CUDA = "CUDAExecutionProvider"
 PARAMETERS: dict[str, tuple[str, Callable[[str], Any]]] = {  # key in the config -> session option, its reader
     "intra_op_thread_count": ("intra_op_num_threads", int),
     "inter_op_thread_count": ("inter_op_num_threads", int),
@@ -50,6 +51,11 @@ class TritonPythonModel:
         if not path.exists():
             raise pb_utils.TritonModelException(f"{path} is missing. Run `python -m export` to make it.")
         self.session = onnxruntime.InferenceSession(path, session_options(config), providers=providers(args))
+        if args["model_instance_kind"] == "GPU" and CUDA not in self.session.get_providers():  # onnxruntime only warns
+            raise pb_utils.TritonModelException(
+                f"instance_group of '{args['model_name']}' asks for a GPU, which onnxruntime {onnxruntime.__version__} "
+                "cannot use here. Install onnxruntime-gpu with its CUDA libraries, or use KIND_CPU."
+            )
         graph = _tensors(self.session.get_inputs()), _tensors(self.session.get_outputs())
         if problems := list(find_problems(config, *graph)):
             raise pb_utils.TritonModelException(
@@ -118,22 +124,13 @@ def session_options(config: dict[str, Any]) -> Any:
 
 
 def providers(args: dict[str, str]) -> list[Any]:
-    """Choose where the graph runs; Triton has already made CPU or GPU of KIND_AUTO.
-
-    Raises
-    ------
-    pb_utils.TritonModelException
-        A GPU instance, and an onnxruntime package without CUDA.
-    """
-    if args["model_instance_kind"] != "GPU":
-        return ["CPUExecutionProvider"]
-    available = onnxruntime.get_available_providers()
-    if "CUDAExecutionProvider" not in available:
-        raise pb_utils.TritonModelException(
-            f"instance_group of '{args['model_name']}' asks for a GPU, and this onnxruntime has only {available}. "
-            "Use KIND_CPU or KIND_AUTO, or install onnxruntime-gpu."
-        )
-    return [("CUDAExecutionProvider", {"device_id": args["model_instance_device_id"]}), "CPUExecutionProvider"]
+    """Choose where the graph runs; Triton has already made CPU or GPU of KIND_AUTO."""
+    cpu = "CPUExecutionProvider"
+    return (
+        [(CUDA, {"device_id": args["model_instance_device_id"]}), cpu]
+        if args["model_instance_kind"] == "GPU"
+        else [cpu]
+    )
 
 
 def _tensors(arguments: Sequence[Any]) -> dict[str, GraphTensor]:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
@@ -27,7 +28,7 @@ PICTURES = [(512, 512, "PNG"), (640, 480, "JPEG"), (1920, 1080, "JPEG"), (4000, 
 MIN_PIXELS, MAX_PIXELS = 4096, 1_843_200
 
 
-def ours(data: bytes) -> np.ndarray:
+def ours(data: bytes) -> npt.NDArray[np.uint8]:
     """Return uint8 patches (V, 6144)."""
     opened = open_image(
         data, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS, max_image_bytes=2**30, max_image_pixels=2**26
@@ -45,14 +46,16 @@ def main() -> None:
     arguments = parser.parse_args()
     processor = Qwen2VLImageProcessorPil(patch_size=16, merge_size=2, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
 
-    def theirs(data: bytes) -> np.ndarray:
+    def theirs(data: bytes) -> npt.NDArray[np.float32]:
         return np.asarray(processor(Image.open(io.BytesIO(data)).convert("RGB"))["pixel_values"])
 
-    def repeat(work: Callable[[bytes], np.ndarray], data: bytes) -> Callable[[], int]:
+    num_images: int = arguments.images
+
+    def repeat(work: Callable[[bytes], object], data: bytes) -> Callable[[], int]:
         def run() -> int:
-            for _ in range(arguments.images):
+            for _ in range(num_images):
                 work(data)
-            return arguments.images
+            return num_images
 
         return run
 
@@ -64,7 +67,7 @@ def main() -> None:
         rows[f"{name}: ours, images/s"] = taken["ours"]
         rows[f"{name}: transformers, images/s"] = taken["theirs"]
         rows[f"{name}: ratio"] = taken["ours"] / taken["theirs"]
-    report("preprocess", rows, rounds=arguments.rounds, images=arguments.images)
+    report("preprocess", rows, rounds=arguments.rounds, images=num_images)
 
 
 if __name__ == "__main__":

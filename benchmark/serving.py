@@ -16,8 +16,10 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 from server.launch import TritonServer
 
@@ -28,6 +30,7 @@ sys.path[:0] = [str(ROOT / "client"), str(ROOT / "model_repository/preprocess/1"
 from preprocessing import Bounds, Pack, Preprocessor
 from vlembed import EmbeddingClient
 
+Array = npt.NDArray[Any]
 TENSORS = ("input_ids", "position_ids", "lengths", "image_embeds")
 
 
@@ -39,22 +42,22 @@ class InProcess:
         path = repository / "language_model/1/model.onnx"
         self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def batch(self, texts: list[list[str]]) -> dict[str, np.ndarray]:
+    def batch(self, texts: list[list[str]]) -> dict[str, Array]:
         """Lay packs end to end, as the server does with a dynamic batch."""
         prepared = [self.preprocessor(text=[text.encode() for text in pack]) for pack in texts]
-        feed: dict[str, np.ndarray] = {}
+        feed: dict[str, Array] = {}
         for name in TENSORS:
             parts = [self._tensor(pack, name).reshape(-1) for pack in prepared]
             feed[name] = np.concatenate(parts)
             feed[f"{name}_offsets"] = np.cumsum([0, *(part.size for part in parts)], dtype=np.int32)
         return feed
 
-    def _tensor(self, pack: Pack, name: str) -> np.ndarray:
+    def _tensor(self, pack: Pack, name: str) -> Array:
         if name == "image_embeds":
             return np.zeros(self.preprocessor.image_embeds_size, np.float32)
         return np.asarray(getattr(pack, name))
 
-    def run(self, batches: list[dict[str, np.ndarray]], num_texts: int) -> Callable[[], int]:
+    def run(self, batches: list[dict[str, Array]], num_texts: int) -> Callable[[], int]:
         """Return work that runs every batch."""
 
         def work() -> int:

@@ -7,7 +7,12 @@ Letters: n items, T tokens of all items, L tokens of one, H query heads, K key h
 size.
 """
 
+# onnxscript writes tensor types as FLOAT[...], which is no type to mypy:
+# mypy: disable-error-code="type-arg, misc, no-any-return"
+
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from onnxscript import FLOAT, INT64, opset18, script
@@ -71,6 +76,7 @@ def _(
 
 
 FUNCTIONS = Opset("vlembed", 1)
+op: Any = opset18  # onnxscript's types are narrower than what its tracer takes
 
 
 @script(FUNCTIONS, default_opset=opset18)
@@ -84,28 +90,28 @@ def packed_attention_onnx(
     scale: float,
 ) -> FLOAT[...]:
     """`packed_attention` as an ONNX function: one Loop iteration per item."""
-    factor = opset18.CastLike(opset18.Constant(value_float=scale), query)
-    queries = opset18.SplitToSequence(opset18.Mul(query, factor), query_lengths, axis=2)
-    keys = opset18.SplitToSequence(key, key_lengths, axis=2)
-    values = opset18.SplitToSequence(value, key_lengths, axis=1)
-    outputs = opset18.SequenceEmpty()
-    is_causal = opset18.Cast(opset18.Constant(value_int=causal), to=9)
-    for i in range(opset18.Size(query_lengths)):
-        q = opset18.SequenceAt(queries, i)  # (K, G, L, h)
-        k = opset18.SequenceAt(keys, i)  # (K, h, L)
-        v = opset18.SequenceAt(values, i)  # (K, L, h)
-        shape = opset18.Shape(q)
+    factor = op.CastLike(op.Constant(value_float=scale), query)
+    queries = op.SplitToSequence(op.Mul(query, factor), query_lengths, axis=2)
+    keys = op.SplitToSequence(key, key_lengths, axis=2)
+    values = op.SplitToSequence(value, key_lengths, axis=1)
+    outputs = op.SequenceEmpty()
+    is_causal = op.Cast(op.Constant(value_int=causal), to=9)
+    for i in range(op.Size(query_lengths)):
+        q = op.SequenceAt(queries, i)  # (K, G, L, h)
+        k = op.SequenceAt(keys, i)  # (K, h, L)
+        v = op.SequenceAt(values, i)  # (K, L, h)
+        shape = op.Shape(q)
         # The G queries of a key are rows of one matrix: no key is repeated.
-        flat = opset18.Concat(shape[0:1], shape[1:2] * shape[2:3], shape[3:4], axis=0)
-        rows = opset18.Reshape(q, flat, allowzero=1)  # (K, GL, h)
-        scores = opset18.MatMul(rows, k)  # (K, GL, L)
+        flat = op.Concat(shape[0:1], shape[1:2] * shape[2:3], shape[3:4], axis=0)
+        rows = op.Reshape(q, flat, allowzero=1)  # (K, GL, h)
+        scores = op.MatMul(rows, k)  # (K, GL, L)
         if is_causal:
-            index = opset18.Range(0, opset18.Squeeze(shape[2:3]), 1)
-            later = opset18.Less(opset18.Unsqueeze(index, [1]), opset18.Unsqueeze(index, [0]))  # (L, L)
-            minus_infinity = opset18.CastLike(opset18.Constant(value_float=float("-inf")), query)
-            square = opset18.Concat(shape[0:3], shape[2:3], axis=0)
-            masked = opset18.Where(later, minus_infinity, opset18.Reshape(scores, square, allowzero=1))
-            scores = opset18.Reshape(masked, opset18.Shape(scores), allowzero=1)
-        attended = opset18.MatMul(opset18.Softmax(scores, axis=-1), v)  # (K, GL, h)
-        outputs = opset18.SequenceInsert(outputs, opset18.Reshape(attended, shape, allowzero=1))
-    return opset18.ConcatFromSequence(outputs, axis=2)
+            index = op.Range(0, op.Squeeze(shape[2:3]), 1)
+            later = op.Less(op.Unsqueeze(index, [1]), op.Unsqueeze(index, [0]))  # (L, L)
+            minus_infinity = op.CastLike(op.Constant(value_float=float("-inf")), query)
+            square = op.Concat(shape[0:3], shape[2:3], axis=0)
+            masked = op.Where(later, minus_infinity, op.Reshape(scores, square, allowzero=1))
+            scores = op.Reshape(masked, op.Shape(scores), allowzero=1)
+        attended = op.MatMul(op.Softmax(scores, axis=-1), v)  # (K, GL, h)
+        outputs = op.SequenceInsert(outputs, op.Reshape(attended, shape, allowzero=1))
+    return op.ConcatFromSequence(outputs, axis=2)

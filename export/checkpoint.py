@@ -74,7 +74,7 @@ class Checkpoint:
 
     def render(self, instruction: str, content: list[dict[str, str]]) -> str:
         """Render one item through the checkpoint's chat template."""
-        messages = [
+        messages: list[Any] = [
             {"role": "system", "content": [{"type": "text", "text": instruction}]},
             {"role": "user", "content": content},
         ]
@@ -112,16 +112,18 @@ class Checkpoint:
 
     def load_model(self) -> Qwen3VLModel:
         """Load the weights in float32, without the language head."""
-        model, report = Qwen3VLForConditionalGeneration.from_pretrained(
+        loaded: Any = Qwen3VLForConditionalGeneration.from_pretrained(
             self.folder, dtype=torch.float32, output_loading_info=True, attn_implementation="sdpa"
         )
+        whole, report = loaded
         missing = sorted(set(report["missing_keys"]) - {"lm_head.weight"})
         if missing:
             raise ExportError(
                 f"{self.name}: {len(missing)} tensors are missing ({missing[0]}, ...) and would be random. "
                 "Save the whole model, with names that begin `model.visual.` and `model.language_model.`."
             )
-        return model.model.eval()
+        model: Qwen3VLModel = whole.model.eval()
+        return model
 
     def fingerprint(self, options: dict[str, str]) -> str:
         """Hash everything that a vector depends on: weights, tokenizer, prompt, configuration, graph options."""

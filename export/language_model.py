@@ -9,6 +9,8 @@ head size, R requests.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel, rotate_half
@@ -19,9 +21,15 @@ from .packing import Segments, count_per_segment, find_segments, nan_where
 class LanguageModel(nn.Module):
     """Tokens and visual tokens to the last hidden state of each item."""
 
+    inv_freq: torch.Tensor
+    axis: torch.Tensor
+    layers: Any  # transformers' own modules, untyped
+    embed_tokens: Any
+    norm: Any
+
     def __init__(self, model: Qwen3VLTextModel, image_token_id: int, num_deepstack: int) -> None:
         super().__init__()
-        config = model.config
+        config: Any = model.config
         self.embed_tokens, self.layers, self.norm = model.embed_tokens, model.layers, model.norm
         self.image_token_id = image_token_id
         self.num_features = 1 + num_deepstack
@@ -122,7 +130,7 @@ class LanguageModel(nn.Module):
 
     def _attention(
         self,
-        attention: nn.Module,
+        attention: Any,
         x: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor],
         lengths: torch.Tensor,
@@ -146,4 +154,5 @@ class LanguageModel(nn.Module):
             last is None,
             attention.scaling,
         )  # (K, H / K, T or n, h)
-        return attention.o_proj(attended.permute(2, 0, 1, 3).reshape(x.shape[0], -1))
+        projected: torch.Tensor = attention.o_proj(attended.permute(2, 0, 1, 3).reshape(x.shape[0], -1))
+        return projected

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 import torch
 from transformers import Qwen2VLImageProcessorPil
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from .checkpoint import DEFAULT_INSTRUCTION, Checkpoint, ExportError
 
@@ -27,21 +27,24 @@ MIN_GOLDEN_CORRELATION = 0.99
 GOLDEN = Path(__file__).with_name("golden.json")
 TEXTS = ["a", "A photograph of a golden retriever puppy.", "一只猫在沙发上睡觉。 قطة تنام على الأريكة 🐱 " * 12]
 
+Array = npt.NDArray[Any]
+Request = dict[str, Array]  # the tensors of one pack, by name
+
 
 @dataclass(frozen=True)
 class Case:
     """One item and what transformers makes of it."""
 
     name: str
-    input_ids: np.ndarray  # int64 (T,)
-    position_ids: np.ndarray  # int32 (T, 3)
-    patches: np.ndarray  # uint8 (V, 6144)
-    grid_thw: np.ndarray  # int32 (images, 3)
-    image_embeds: np.ndarray  # float32 (V, C D), expected
-    hidden_state: np.ndarray  # float32 (D,), expected
+    input_ids: npt.NDArray[np.int64]  # (T,)
+    position_ids: npt.NDArray[np.int32]  # (T, 3)
+    patches: npt.NDArray[np.uint8]  # (V, 6144)
+    grid_thw: npt.NDArray[np.int32]  # (images, 3)
+    image_embeds: npt.NDArray[np.float32]  # (V, C D), expected
+    hidden_state: npt.NDArray[np.float32]  # (D,), expected
 
 
-def reference_cases(checkpoint: Checkpoint, model: Qwen3VLModel) -> list[Case]:
+def reference_cases(checkpoint: Checkpoint, model: Any) -> list[Case]:
     """Run transformers on random and on rendered inputs."""
     generator = np.random.default_rng(0)
     image_id = checkpoint.config.image_token_id
@@ -67,7 +70,7 @@ def reference_cases(checkpoint: Checkpoint, model: Qwen3VLModel) -> list[Case]:
     return cases
 
 
-def tokenize(checkpoint: Checkpoint, prompt: str) -> np.ndarray:
+def tokenize(checkpoint: Checkpoint, prompt: str) -> Array:
     """Encode a rendered prompt with the checkpoint's tokenizer and its post-processor, int64 (T,)."""
     return np.array(checkpoint.tokenizer(prompt)["input_ids"], np.int64)
 
@@ -75,9 +78,9 @@ def tokenize(checkpoint: Checkpoint, prompt: str) -> np.ndarray:
 def _case(
     name: str,
     checkpoint: Checkpoint,
-    model: Qwen3VLModel,
-    ids: np.ndarray,
-    pixels: np.ndarray,
+    model: Any,
+    ids: Array,
+    pixels: Array,
     grid: tuple[int, int] | None,
 ) -> Case:
     input_ids = torch.from_numpy(ids)[None]
@@ -122,9 +125,9 @@ class Tower:
         if found != wanted or [tensor.name for tensor in self.session.get_outputs()] != [output]:
             raise ExportError(f"{path.parent.parent.name}: graph inputs are {found}; the config wants {wanted}.")
 
-    def run(self, requests: list[dict[str, np.ndarray]]) -> np.ndarray:
+    def run(self, requests: list[Request]) -> Array:
         """Run one dynamic batch, the requests laid end to end."""
-        feed: dict[str, np.ndarray] = {}
+        feed: Request = {}
         for name in self.names:
             parts = [request[name].reshape(-1) for request in requests]
             feed[name] = np.concatenate(parts)
@@ -148,7 +151,7 @@ def validate(repository: Path, checkpoint: Checkpoint, cases: list[Case]) -> dic
     report = {}
     with_image = [case for case in cases if len(case.grid_thw)]
     vision = Tower(repository / "vision_encoder/1/model.onnx", ("patches", "grid_thw"), "image_embeds")
-    requests = [{"patches": case.patches, "grid_thw": case.grid_thw} for case in with_image]
+    requests: list[Request] = [{"patches": case.patches, "grid_thw": case.grid_thw} for case in with_image]
     expected = np.concatenate([case.image_embeds for case in with_image])
     together = vision.run(requests)
     report["vision_encoder"] = _agree("vision_encoder", together, expected)
@@ -174,7 +177,7 @@ def validate(repository: Path, checkpoint: Checkpoint, cases: list[Case]) -> dic
     return report
 
 
-def _language_request(checkpoint: Checkpoint, case: Case) -> dict[str, np.ndarray]:
+def _language_request(checkpoint: Checkpoint, case: Case) -> Request:
     """Return the tensors of a pack of one item, with the sentinel item if it has no image."""
     ids, positions, lengths, embeds = case.input_ids, case.position_ids, [len(case.input_ids)], case.image_embeds
     if not len(embeds):
@@ -189,7 +192,7 @@ def _language_request(checkpoint: Checkpoint, case: Case) -> dict[str, np.ndarra
     }
 
 
-def _agree(name: str, ours: np.ndarray, theirs: np.ndarray) -> float:
+def _agree(name: str, ours: Array, theirs: Array) -> float:
     """Return the smallest cosine between rows, or refuse."""
     if ours.shape != theirs.shape:
         raise ExportError(f"{name}: shape {ours.shape}, the reference has {theirs.shape}. The export is not placed.")
@@ -200,7 +203,7 @@ def _agree(name: str, ours: np.ndarray, theirs: np.ndarray) -> float:
     return cosine
 
 
-def _check_guard(name: str, tower: Tower, requests: list[dict[str, np.ndarray]], inconsistent: str) -> None:
+def _check_guard(name: str, tower: Tower, requests: list[Request], inconsistent: str) -> None:
     """Put a request that contradicts itself in front of the others: it gets NaN, they stay as they were."""
     bad = {**requests[0], inconsistent: requests[0][inconsistent] + 2}
     expected, output = tower.run(requests), tower.run([bad, *requests])

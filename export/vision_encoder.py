@@ -10,6 +10,8 @@ tower, E hidden size of this one, h head size, R requests.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel, rotate_half
@@ -23,16 +25,22 @@ PATCHES_PER_TOKEN = MERGE * MERGE
 class VisionEncoder(nn.Module):
     """uint8 patches to visual tokens and their DeepStack features."""
 
+    inv_freq: torch.Tensor
+    blocks: Any  # transformers' own modules, untyped
+    merger: Any
+    deepstack_mergers: Any
+
     def __init__(self, model: Qwen3VLVisionModel) -> None:
         super().__init__()
-        config = model.config
+        config: Any = model.config
         self.blocks, self.merger, self.deepstack_mergers = model.blocks, model.merger, model.deepstack_merger_list
         self.deepstack_indexes = list(config.deepstack_visual_indexes)
         self.num_heads = config.num_heads
         self.side = model.num_grid_per_side  # of the square table of learned positions
         self.positions = model.pos_embed.weight  # (side * side, E)
-        self.patch_weight = nn.Parameter(model.patch_embed.proj.weight.detach().flatten(1))  # (E, 1536)
-        self.patch_bias = model.patch_embed.proj.bias
+        projection: Any = model.patch_embed.proj
+        self.patch_weight = nn.Parameter(projection.weight.detach().flatten(1))  # (E, 1536)
+        self.patch_bias = projection.bias
         self.register_buffer("inv_freq", model.rotary_pos_emb.inv_freq.float(), persistent=False)  # (h / 4,)
 
     def forward(
@@ -121,7 +129,7 @@ class VisionEncoder(nn.Module):
         return first, (first + 1).clamp(max=self.side - 1), (at - first)[:, None].to(self.positions.dtype)
 
     def _attention(
-        self, attention: nn.Module, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], lengths: torch.Tensor
+        self, attention: Any, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], lengths: torch.Tensor
     ) -> torch.Tensor:
         cos, sin = rotary
         query, key, value = attention.qkv(x).view(x.shape[0], 3, self.num_heads, -1).unbind(1)  # (P, heads, h)
@@ -136,4 +144,5 @@ class VisionEncoder(nn.Module):
             False,
             query.shape[-1] ** -0.5,
         )
-        return attention.proj(attended[:, 0].transpose(0, 1).flatten(1))
+        projected: torch.Tensor = attention.proj(attended[:, 0].transpose(0, 1).flatten(1))
+        return projected

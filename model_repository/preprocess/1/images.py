@@ -17,6 +17,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 PATCH_PX = 16
@@ -155,7 +156,7 @@ def smart_resize(height: int, width: int, min_pixels: int, max_pixels: int) -> t
     return new_height, new_width
 
 
-def write_patches(opened: OpenImage, out: np.ndarray) -> None:
+def write_patches(opened: OpenImage, out: npt.NDArray[np.uint8]) -> None:
     """Decode, resize and cut an image into `out`, uint8 (V, 6144): rows in merge-block order.
 
     Raises

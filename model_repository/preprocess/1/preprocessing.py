@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from images import MERGE, PATCH_SIZE, ItemError, OpenImage, open_image, write_patches
 from tokenizers import Tokenizer
 
@@ -48,13 +49,21 @@ class Bounds:
 class Pack:
     """The tensors of one request, named as on the wire between the steps. Never empty: see `Preprocessor`."""
 
-    input_ids: np.ndarray  # int64 (1, T)
-    position_ids: np.ndarray  # int32 (1, T, 3) t, h, w of each token
-    lengths: np.ndarray  # int32 (1, n), or (1, n+1) with the sentinel item
-    patches: np.ndarray  # uint8 (1, V, 6144)
-    grid_thw: np.ndarray  # int32 (1, images, 3) in patches
-    text_tokens: np.ndarray  # int32 (n,)
-    image_tokens: np.ndarray  # int32 (n,)
+    input_ids: npt.NDArray[np.int64]  # (1, T)
+    position_ids: npt.NDArray[np.int32]  # (1, T, 3) t, h, w of each token
+    lengths: npt.NDArray[np.int32]  # (1, n), or (1, n+1) with the sentinel item
+    patches: npt.NDArray[np.uint8]  # (1, V, 6144)
+    grid_thw: npt.NDArray[np.int32]  # (1, images, 3) in patches
+    text_tokens: npt.NDArray[np.int32]  # (n,)
+    image_tokens: npt.NDArray[np.int32]  # (n,)
+
+
+class Layout(NamedTuple):
+    """The tokens of one item."""
+
+    input_ids: list[int]
+    position_ids: npt.NDArray[np.int32]  # (T, 3)
+    num_image_tokens: int
 
 
 class PackError(ValueError):
@@ -94,7 +103,7 @@ class Prompt:
         self._user_ids = self._plain(self._user)
         before_pads, after_pads = pieces["image"].split(image_token)
         self._before_pads, self._after_pads = self.encode(before_pads), self.encode(after_pads)
-        self._pad = tokenizer.token_to_id(image_token)
+        self._pad = self._id(image_token)
         self._end = self.encode(pieces["after_content"]) + end
         self._lead = lru_cache(maxsize=256)(self._encode_lead)
         self.sentinel = [self._pad]  # the item of one visual token that an imageless pack carries
@@ -107,8 +116,14 @@ class Prompt:
         """Encode a piece of the template: special tokens as such, the rest as text."""
         ids: list[int] = []
         for part in self._special.split(template):
-            ids += [self._tokenizer.token_to_id(part)] if self._special.fullmatch(part) else self._plain(part)
+            ids += [self._id(part)] if self._special.fullmatch(part) else self._plain(part)
         return ids
+
+    def _id(self, token: str) -> int:
+        token_id = self._tokenizer.token_to_id(token)
+        if token_id is None:
+            raise ValueError(f"tokenizer.json has no token {token!r}; export the checkpoint again.")
+        return token_id
 
     def _plain(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids) if text else []
@@ -219,23 +234,23 @@ class Preprocessor:
         elif image is not None:
             each(lambda i: _require_content(texts[i], images[i]))
 
-        layouts = each(lambda i: self._layout(instructions[i], texts[i], images[i], truncate))
+        layouts: list[Layout] = each(lambda i: self._layout(instructions[i], texts[i], images[i], truncate))
         if not errors:
             self._check_pack(layouts)
         patches, grids = self._patches(images, each)
         if errors:
             raise PackError.of_items(errors, num_items)
 
-        image_tokens = np.array([visual for _, _, visual in layouts], np.int32)
-        lengths = [len(ids) for ids, _, _ in layouts]
+        image_tokens = np.array([layout.num_image_tokens for layout in layouts], np.int32)
+        lengths = [len(layout.input_ids) for layout in layouts]
         text_tokens = np.array(lengths, np.int32) - image_tokens
         if not image_tokens.any():  # the sentinel: one visual token, one grid of 2 x 2 patches
-            layouts.append((self._prompt.sentinel, np.zeros((1, 3), np.int32), 1))
+            layouts.append(Layout(self._prompt.sentinel, np.zeros((1, 3), np.int32), 1))
             lengths.append(1)
             patches, grids = np.zeros((1, PATCH_SIZE), np.uint8), [(1, MERGE, MERGE)]
         return Pack(
-            input_ids=np.concatenate([np.array(ids, np.int64) for ids, _, _ in layouts])[None],
-            position_ids=np.concatenate([positions for _, positions, _ in layouts])[None],
+            input_ids=np.concatenate([np.array(layout.input_ids, np.int64) for layout in layouts])[None],
+            position_ids=np.concatenate([layout.position_ids for layout in layouts])[None],
             lengths=np.array([lengths], np.int32),
             patches=patches[None],
             grid_thw=np.array([grids], np.int32),
@@ -284,10 +299,10 @@ class Preprocessor:
             )
         return num_items
 
-    def _check_pack(self, layouts: Sequence[tuple[list[int], np.ndarray, int]]) -> None:
+    def _check_pack(self, layouts: Sequence[Layout]) -> None:
         for what, size, bound in (
-            ("tokens", sum(len(ids) for ids, _, _ in layouts), self.bounds.max_pack_tokens),
-            ("visual tokens", sum(visual for _, _, visual in layouts), self.bounds.max_pack_image_tokens),
+            ("tokens", sum(len(layout.input_ids) for layout in layouts), self.bounds.max_pack_tokens),
+            ("visual tokens", sum(layout.num_image_tokens for layout in layouts), self.bounds.max_pack_image_tokens),
         ):
             if size > bound:
                 raise PackError(
@@ -327,10 +342,7 @@ class Preprocessor:
             max_image_pixels=bounds.max_image_pixels,
         )
 
-    def _layout(
-        self, instruction: str, text: str, opened: OpenImage | None, truncate: bool
-    ) -> tuple[list[int], np.ndarray, int]:
-        """Return the token ids, the positions (T, 3) and the number of visual tokens of one item."""
+    def _layout(self, instruction: str, text: str, opened: OpenImage | None, truncate: bool) -> Layout:
         num_image_tokens = opened.num_tokens if opened else 0
         limit = self.bounds.max_tokens
         ids, first_pad, total = self._prompt.item(instruction, text, num_image_tokens, limit)
@@ -340,11 +352,11 @@ class Preprocessor:
                 f"the item has {total} tokens ({num_image_tokens} of them visual); the server takes {limit}. "
                 "Shorten the text or ask for truncation (truncate).",
             )
-        return ids, _positions(len(ids), first_pad, opened.grid if opened else None), num_image_tokens
+        return Layout(ids, _positions(len(ids), first_pad, opened.grid if opened else None), num_image_tokens)
 
     def _patches(
         self, images: Sequence[OpenImage | None], each: Callable[[Callable[[int], Any]], list[Any]]
-    ) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
+    ) -> tuple[npt.NDArray[np.uint8], list[tuple[int, int, int]]]:
         """Decode every image into one array (V, 6144), and list their grids in patches."""
         counts = [opened.num_tokens if opened else 0 for opened in images]
         ends = np.cumsum(counts)
@@ -368,7 +380,7 @@ def _require_content(text: str, opened: OpenImage | None) -> None:
         raise ItemError("ITEM_EMPTY", "image and text are both empty. Send an encoded image, a text, or both.")
 
 
-def _positions(num_tokens: int, first_pad: int, grid: tuple[int, int] | None) -> np.ndarray:
+def _positions(num_tokens: int, first_pad: int, grid: tuple[int, int] | None) -> npt.NDArray[np.int32]:
     """Return M-RoPE positions, int32 (T, 3): text counts on, an image opens a plane of rows and columns.
 
     Source: `get_rope_index` of Qwen3-VL in transformers.

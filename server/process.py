@@ -161,20 +161,13 @@ class TritonProcess:
             "exit-on-error": "true",
             "exit-timeout-secs": EXIT_TIMEOUT_S,
             "log-verbose": self.log_verbose,
+            "backend-config": f"python,shm-region-prefix-name={region_prefix}",
         }
         for endpoint, port in self.ports.items():
             flags |= {f"{endpoint}-address": self.host, f"{endpoint}-port": port}
         if self.model_config_name is not None:
             flags["model-config-name"] = self.model_config_name
-        python = {
-            "shm-region-prefix-name": region_prefix,
-            "stub-timeout-seconds": int(self.start_timeout_s),  # loading a graph counts
-        }
-        return [
-            "--disable-auto-complete-config",
-            *(f"--{flag}={value}" for flag, value in flags.items()),
-            *(f"--backend-config=python,{key}={value}" for key, value in python.items()),
-        ]
+        return ["--disable-auto-complete-config", *(f"--{flag}={value}" for flag, value in flags.items())]
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.start_timeout_s

@@ -33,7 +33,7 @@ def new_repository(output: Path, *, overwrite: bool) -> Iterator[Path]:
         raise ExportError(f"{output} exists already. Pass --overwrite to replace it, or another --output.")
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(TEMPLATE, partial, ignore=shutil.ignore_patterns("__pycache__", ".gitkeep", "*.onnx*"))
+    shutil.copytree(TEMPLATE, partial, ignore=shutil.ignore_patterns("__pycache__", ".*", "*.onnx*"))
     for model in TEMPLATE.iterdir():
         (partial / model.name / "1").mkdir(exist_ok=True)  # Triton wants a version folder of ensembles, too
     try:

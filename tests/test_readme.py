@@ -1,0 +1,103 @@
+"""README.md against the code: what it says of tensors, files, commands and numbers, and what its Python prints."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from server.launch import TritonServer
+
+from tests.test_configs import ENSEMBLES, STEPS, tensors
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    """Return the text under a heading."""
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def tracked_files() -> list[str]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return listed.stdout.splitlines()
+
+
+def test_order() -> None:
+    titles = re.findall(r"^## (.*)$", README, re.MULTILINE)
+    wanted = ["Two commands", "Six lines of Python", "The tensor contract", "File map", "Numbers", "Known limits", "Licence"]
+    assert [title for title in titles if title in wanted] == wanted
+
+
+@pytest.mark.triton
+def test_the_python_prints_what_it_says(server: TritonServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (code,) = re.findall(r"```python\n(.*?)```", section("Six lines of Python"), re.DOTALL)
+    code = code.replace("grpc://127.0.0.1:8001", server.grpc_url)
+    test = doctest.DocTestParser().get_doctest(code, {}, "README.md", "README.md", 0)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    report: list[str] = []
+    with np.printoptions(suppress=True):
+        result = runner.run(test, out=report.append)
+    test.globs["client"].close()
+    assert result.attempted >= 6
+    assert not result.failed, "".join(report)
+
+
+def test_the_tensor_contract() -> None:
+    rows = re.findall(r"^\| (`.*?) \| (\w+) (\[.*?\])(.*?) \|", section("The tensor contract"), re.MULTILINE)
+    written = {name for cell, *_ in rows for name in re.findall(r"`(\w+)`", cell)}
+    served = {name for model in ENSEMBLES for side in ("input", "output") for name in tensors(model, side)}
+    assert written == served
+    types = {"BYTES": "TYPE_STRING", "INT32": "TYPE_INT32", "FP32": "TYPE_FP32", "BOOL": "TYPE_BOOL"}
+    from tritonclient.grpc import model_config_pb2 as triton
+
+    for cell, data_type, _, remark in rows:
+        for name in re.findall(r"`(\w+)`", cell):
+            tensor = (tensors("embed", "input") | tensors("embed", "output"))[name]
+            assert triton.DataType.Name(tensor.data_type) == types[data_type]
+            in_text = name in tensors("embed_text", "input") | tensors("embed_text", "output")
+            assert ("`embed` only" in remark) == (not in_text)
+
+
+def test_the_figure_names_every_step() -> None:
+    (figure,) = re.findall(r"```mermaid\n(.*?)```", README, re.DOTALL)
+    assert {name for name in STEPS if f"{name}((" in figure} == set(STEPS)
+
+
+def test_the_file_map() -> None:
+    (tree,) = re.findall(r"```\n(.*?)```", section("File map"), re.DOTALL)
+    named = [line.split()[0] for line in tree.splitlines() if line.strip()]
+    top_level = {path.split("/")[0] for path in tracked_files() if "/" in path} - {".ci"}
+    assert top_level <= {name.split("/")[0] for name in named}
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
+def test_commands_and_links_exist() -> None:
+    for script in re.findall(r"\./(scripts/\w+)", README):
+        assert (ROOT / script).is_file(), script
+    for module in re.findall(r"python -m ([\w.]+)", README):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_numbers_are_the_measured_ones() -> None:
+    """Hold each number of the tables under Numbers against the results that it cites."""
+    numbers = section("Numbers")
+    results = [json.loads(path.read_text()) for path in sorted((ROOT / "benchmark/results").glob("*.json"))]
+    measured = {what: value for result in results for what, value in result["results"].items()}
+    rows = re.findall(r"^\| (.+?) \| \*{0,2}([\d.,]+)\*{0,2} \|$", numbers, re.MULTILINE)
+    assert rows
+    for what, value in rows:
+        decimals = len(value.partition(".")[2])
+        assert f"{measured[what]:,.{decimals}f}" == value, what
+    assert {result["date"] for result in results} <= set(re.findall(r"\d{4}-\d\d-\d\d", numbers))
+    assert all(result["commit"] in numbers for result in results)

@@ -1,1 +1,1 @@
-"""Speed, compared side by side in one run as ratios: `python -m benchmark.<what> --help`."""
+"""Speed, compared side by side in one run as ratios: `./scripts/benchmark WHAT --help`."""

@@ -2,7 +2,7 @@
 
 The binary comes out of the wheel tritonclient 2.51.0, the last one that carries it and runs on Debian 12.
 
-    python -m benchmark.perf_analyzer --repository DIR -- --concurrency-range 1:8:2
+    ./scripts/benchmark perf_analyzer --repository DIR -- --concurrency-range 1:8:2
 """
 
 from __future__ import annotations

@@ -3,14 +3,13 @@
 Both start from the encoded bytes and end with the array that the next step takes: uint8 patches here, float32 pixel
 values there.
 
-    python -m benchmark.preprocess
+    ./scripts/benchmark preprocess
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -18,11 +17,10 @@ import numpy.typing as npt
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
-from .report import ROOT, rates, report
-from .workload import picture
-
-sys.path.insert(0, str(ROOT / "model_repository/preprocess/1"))  # what preprocess serves, not a copy of it
 from images import PATCH_SIZE, open_image, write_patches
+
+from .report import rates, report
+from .workload import picture
 
 PICTURES = [(512, 512, "PNG"), (640, 480, "JPEG"), (1920, 1080, "JPEG"), (4000, 3000, "JPEG")]
 MIN_PIXELS, MAX_PIXELS = 4096, 1_843_200

@@ -3,7 +3,7 @@
 In process nothing is preprocessed, queued, copied or normalised: the ratio is what serving costs. The same texts one by
 one, in process and through a server without dynamic batching, show what batching gains.
 
-    python -m benchmark.serving --repository DIR
+    ./scripts/benchmark serving --repository DIR
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,14 +20,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+from vlembed import EmbeddingClient
+
+from preprocessing import Bounds, Pack, Preprocessor
 from server.launch import TritonServer
 
-from .report import ROOT, rates, report
+from .report import rates, report
 from .workload import packs
-
-sys.path[:0] = [str(ROOT / "client"), str(ROOT / "model_repository/preprocess/1")]
-from preprocessing import Bounds, Pack, Preprocessor
-from vlembed import EmbeddingClient
 
 Array = npt.NDArray[Any]
 TENSORS = ("input_ids", "position_ids", "lengths", "image_embeds")

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from export.__main__ import export
 from export.checkpoint import Checkpoint, open_checkpoint
 from server.launch import TritonServer
-
 from tests.random_checkpoint import write_checkpoint
 from tests.reference import Reference
 

@@ -10,9 +10,10 @@ import unicodedata
 
 import numpy as np
 import torch
-from export.checkpoint import Checkpoint
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
+
+from export.checkpoint import Checkpoint
 
 DEFAULT_INSTRUCTION = "Represent the user's input."
 MIN_PIXELS, MAX_PIXELS = 4 * 32 * 32, 1800 * 32 * 32
@@ -21,7 +22,7 @@ MIN_PIXELS, MAX_PIXELS = 4 * 32 * 32, 1800 * 32 * 32
 def load_rgb(image: Image.Image) -> Image.Image:
     """Load an image as the official script does: RGBA over white, any other mode converted.
 
-    What is left of a palette's transparency is forgotten: transformers 5, unlike the script's 4.57, would apply it again.
+    What is left of a palette's transparency is forgotten: transformers 5, unlike 4.57, would apply it again.
     """
     if image.mode != "RGBA":
         return Image.fromarray(np.asarray(image.convert("RGB")))

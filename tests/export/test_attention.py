@@ -8,8 +8,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from export.to_onnx import to_onnx
 from torch.nn.functional import scaled_dot_product_attention
+
+from export.to_onnx import to_onnx
 
 SCALE = 0.3
 

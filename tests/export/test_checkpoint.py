@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from export.__main__ import export
-from export.checkpoint import Checkpoint, ExportError, open_checkpoint
 from safetensors.torch import load_file, save_file
 
+from export.__main__ import export
+from export.checkpoint import Checkpoint, ExportError, open_checkpoint
 from tests.random_checkpoint import write_checkpoint
 
 

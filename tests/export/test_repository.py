@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from export.__main__ import export
 from export.checkpoint import Checkpoint, ExportError
 from export.repository import TEMPLATE
-
 from tests.conftest import ARCHITECTURES
 
 FILES = {

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from export.checkpoint import Checkpoint
 from export.validate import Case, Tower, reference_cases
-
 from tests.conftest import ARCHITECTURES
 
 COSINE = 0.9999  # fp32 on both sides: rounding only

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from export.checkpoint import Checkpoint
 from export.repository import write_json
 from preprocessing import Bounds, Preprocessor

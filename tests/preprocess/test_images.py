@@ -9,9 +9,9 @@ import zlib
 
 import numpy as np
 import pytest
-from images import PATCH_SIZE, ItemError, open_image, write_patches
 from PIL import Image
 
+from images import PATCH_SIZE, ItemError, open_image, write_patches
 from tests.reference import MAX_PIXELS, MIN_PIXELS, load_rgb, processor
 from tests.samples import MODES, data_uri, encode, image
 
@@ -107,7 +107,7 @@ def frames(image_format: str) -> bytes:
 PNG, JPEG = encode(image()), encode(image(200, 200), "JPEG")
 BAD = {
     "a PDF": (b"%PDF-1.7 not an image", "IMAGE_UNDECODABLE", "%PDF"),
-    "text": ("eine Katze".encode(), "IMAGE_UNDECODABLE", "JPEG, PNG"),
+    "text": (b"eine Katze", "IMAGE_UNDECODABLE", "JPEG, PNG"),
     "an SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "IMAGE_UNDECODABLE", "<svg"),
     "a cut PNG": (PNG[: len(PNG) // 2], "IMAGE_TRUNCATED", "truncated"),
     "a cut JPEG": (JPEG[: len(JPEG) // 2], "IMAGE_TRUNCATED", "truncated"),

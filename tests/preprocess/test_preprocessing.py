@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from preprocessing import Bounds, PackError, Preprocessor
 
+from preprocessing import Bounds, PackError, Preprocessor
 from tests.reference import Reference
 from tests.samples import INSTRUCTIONS, TEXTS, encode, image
 
@@ -49,7 +49,7 @@ def test_image_and_text_against_transformers(preprocessor: Preprocessor, referen
 def test_positions_against_transformers(
     preprocessor: Preprocessor, reference: Reference, size: tuple[int, int]
 ) -> None:
-    pack = preprocessor(text=["Two cats.".encode()], image=[encode(image(*size))])
+    pack = preprocessor(text=[b"Two cats."], image=[encode(image(*size))])
     ids = torch.from_numpy(pack.input_ids)
     types = (ids == reference.checkpoint.config.image_token_id).int()
     grid = torch.from_numpy(pack.grid_thw[0]).long()

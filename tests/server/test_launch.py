@@ -17,13 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tritonclient.grpc import InferenceServerClient
+
 from server import locate
 from server.launch import ServerStartError, TritonServer
 from server.network import check_host, claim_ports
 from server.process import TritonProcess
 from server.repository import TOWERS, check_repository
 from server.server_log import find_failure
-from tritonclient.grpc import InferenceServerClient
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 120.0  # generous: only a hang reaches it

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+
 from server.backends.onnxruntime.ragged import Array, BatchError, Packing, count, scatter, split
 
 ZERO_OFFSETS = "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO"

@@ -12,11 +12,12 @@ import onnx
 import pytest
 from numpy.testing import assert_array_equal
 from onnx import TensorProto, helper
+from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
 from server.backends.onnxruntime.ragged import Array
 from server.errors import ServerStartError
 from server.process import TritonProcess
-from tritonclient.grpc import InferenceServerClient, InferInput
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 pytestmark = pytest.mark.triton
 

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from images import MERGE, PATCH_SIZE, ItemError, OpenImage, open_image, write_patches
 from tokenizers import Tokenizer
+
+from images import MERGE, PATCH_SIZE, ItemError, OpenImage, open_image, write_patches
 
 MIN_DIMENSIONS = 64  # the smallest Matryoshka size the model was trained for
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import onnxruntime
 import triton_python_backend_utils as pb_utils
+
 from ragged import Array, BatchError, Packing, Request
 from validation import GraphTensor, find_problems
 

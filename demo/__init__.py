@@ -1,0 +1,1 @@
+"""Demonstrations: what the quickstart embeds, and how its images were made."""

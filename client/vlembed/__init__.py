@@ -1,0 +1,37 @@
+"""Embed text and images with a vlembed server: `EmbeddingClient`, and `similarity` of what it gives."""
+
+from ._client import EmbeddingClient
+from ._exceptions import (
+    ConnectError,
+    InvalidInputError,
+    ItemError,
+    OverloadedError,
+    ProtocolError,
+    RequestTimeoutError,
+    ServerError,
+    VlembedError,
+)
+from ._items import Item
+from ._result import Embeddings, ServerInfo
+from ._similarity import similarity
+from ._transport import TLS, Transport
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "TLS",
+    "ConnectError",
+    "EmbeddingClient",
+    "Embeddings",
+    "InvalidInputError",
+    "Item",
+    "ItemError",
+    "OverloadedError",
+    "ProtocolError",
+    "RequestTimeoutError",
+    "ServerError",
+    "ServerInfo",
+    "Transport",
+    "VlembedError",
+    "similarity",
+]

@@ -1,0 +1,208 @@
+"""What a caller may pass as an item, checked and turned into the bytes of the wire.
+
+Knows every spelling of an item and what is commonly meant by a wrong one; knows nothing of packs or servers.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ._exceptions import InvalidInputError, ItemError
+from ._images import encode_array, encode_pil, read_size
+
+if TYPE_CHECKING:
+    from PIL import Image as PIL  # noqa: N817
+
+ImageLike: TypeAlias = "Path | bytes | npt.NDArray[Any] | PIL.Image"
+ItemLike: TypeAlias = "str | ImageLike | Item"
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
+DATA_URI = re.compile(r"data:[^,\s]*;base64,\S*|data:\w+/[^,\s]+,\S*", re.IGNORECASE)
+IMAGE_PATH = re.compile(r"\S+\.(?:jpe?g|png|webp|gif|bmp|tiff?|heic|avif|svg)", re.IGNORECASE)
+INSIST = "To embed the string itself, pass allow_reference_text=True."
+IMAGES = "a Path, the bytes of an encoded image, a PIL image, or a numpy array uint8 (H, W, 3 or 4)"
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """A text, an image or both (the image comes before the text), under an instruction of its own if one is given.
+
+    Parameters
+    ----------
+    text
+        Any string. An empty one beside an image is no text; alone it is embedded as it is.
+    image
+        The Path or the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file, bytes of a data: URI, a PIL image, or a numpy
+        array uint8 (H, W, 3) RGB or (H, W, 4) RGBA.
+    instruction
+        The task; the call's instruction by default.
+    """
+
+    text: str | None = None
+    image: ImageLike | None = None
+    instruction: str | None = None
+
+
+@dataclass(frozen=True)
+class PreparedItem:
+    """An item as it travels; an empty value is none."""
+
+    text: bytes
+    image: bytes
+    instruction: bytes
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Width and height, px, as far as the header is easily read."""
+        return read_size(self.image)
+
+
+class _BadItemError(Exception):
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def as_sequence(items: ItemLike | Iterable[ItemLike]) -> Sequence[ItemLike]:
+    """Return a single item as a list of one, and several as a sequence."""
+    if isinstance(items, str | bytes | Path | np.ndarray | Item) or _is_pil(items):
+        return [items]  # type: ignore[list-item]
+    if isinstance(items, Iterable) and not isinstance(items, Mapping | set | frozenset):
+        return list(items)
+    raise InvalidInputError(
+        f"items is a {_type_name(items)}. Pass one item or a sequence of them; an item is a str, {IMAGES}, or an Item."
+    )
+
+
+def prepare(
+    items: Sequence[ItemLike], *, instruction: str | None, allow_reference_text: bool, bounds: Mapping[str, int]
+) -> list[PreparedItem]:
+    """Read, encode and check every item.
+
+    Raises
+    ------
+    InvalidInputError
+        Listing every item of a wrong type, without content, over a bound, unreadable, or that looks like a reference.
+    """
+    prepared, errors = [], []
+    for index, item in enumerate(items):
+        try:
+            prepared.append(_prepare_item(item, instruction, allow_reference_text, bounds))
+        except _BadItemError as error:
+            errors.append(ItemError(index, error.code, str(error)))
+    if errors:
+        raise InvalidInputError.of_items(errors, len(items))
+    return prepared
+
+
+def _prepare_item(
+    item: ItemLike, instruction: str | None, allow_reference_text: bool, bounds: Mapping[str, int]
+) -> PreparedItem:
+    if not isinstance(item, Item):
+        item = Item(text=item) if isinstance(item, str) else Item(image=item)
+    if item.text is None and item.image is None:
+        raise _BadItemError("ITEM_EMPTY", "the item has neither text nor image. Give it one.")
+    if isinstance(item.text, str) and not allow_reference_text:
+        _refuse_reference(item.text)
+    own = instruction if item.instruction is None else item.instruction
+    return PreparedItem(
+        text=_encode_text("text", item.text, bounds["max_text_bytes"]),
+        image=b"" if item.image is None else _encode_image(item.image, bounds["max_image_bytes"]),
+        instruction=_encode_text("instruction", own, bounds["max_text_bytes"]),
+    )
+
+
+def _refuse_reference(text: str) -> None:
+    text = text.strip()
+    for pattern, what, meant in (
+        (URL, "a URL", "its content: download it and pass a text, or a Path or the bytes of an image"),
+        (DATA_URI, "a data: URI", "the image in it: pass it as bytes, text.encode()"),
+        (IMAGE_PATH, "the path of an image file", f"the image: pass Path({text[:60]!r})"),
+    ):
+        if pattern.fullmatch(text):
+            raise _BadItemError(
+                "TEXT_IS_REFERENCE", f"the text {text[:60]!r} is {what}. You probably mean {meant}. {INSIST}"
+            )
+
+
+def _encode_text(name: str, text: object, max_bytes: int) -> bytes:
+    if text is None:
+        return b""
+    if not isinstance(text, str):
+        raise _BadItemError("WRONG_TYPE", f"{name} is a {_type_name(text)}; it needs to be a str.")
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        bad = text[error.start : error.end]
+        raise _BadItemError(
+            "TEXT_NOT_UTF8", f"{name} has {bad!r} at {error.start}, which UTF-8 cannot hold. Remove lone surrogates."
+        ) from error
+    if len(data) > max_bytes:
+        raise _BadItemError(
+            "TEXT_TOO_LARGE", f"{name} has {len(data)} bytes; the server takes {max_bytes}. Shorten or split it."
+        )
+    return data
+
+
+def _encode_image(image: object, max_bytes: int) -> bytes:
+    data = _image_bytes(image)
+    if not data:
+        raise _BadItemError("IMAGE_EMPTY", "image has no bytes. Pass an encoded image, or leave it out.")
+    if len(data) > max_bytes * 4 // 3 + 100:  # what a data: URI of the largest image takes; the server checks exactly
+        raise _BadItemError(
+            "IMAGE_TOO_LARGE", f"image has {len(data)} bytes; the server takes {max_bytes}. Scale it down."
+        )
+    return data
+
+
+def _image_bytes(image: object) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, Path):
+        try:
+            return image.read_bytes()
+        except OSError as error:
+            raise _BadItemError(
+                "FILE_UNREADABLE",
+                f"image {str(image)!r} cannot be read ({error.strerror}; the working folder is {str(Path.cwd())!r}). "
+                "Pass the path of an image file.",
+            ) from error
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.dtype != np.uint8 or image.shape[2] not in (3, 4) or not image.size:
+            raise _BadItemError(
+                "WRONG_ARRAY",
+                f"image is a numpy array {image.dtype} {image.shape}; it needs to be uint8 (H, W, 3) RGB or "
+                "(H, W, 4) RGBA. Convert it; pass several images as a list.",
+            )
+        return encode_array(image)
+    if _is_pil(image):
+        try:
+            return encode_pil(image)
+        except Exception as error:  # Pillow decodes here, and its decoders raise anything
+            raise _BadItemError(
+                "IMAGE_UNDECODABLE", f"image {image!r} cannot be decoded ({error}). Pass one that Pillow can load."
+            ) from error
+    if isinstance(image, str):
+        raise _BadItemError(
+            "WRONG_TYPE", f"image is the str {image[:60]!r}. Pass Path(...) of a file, or .encode() of a data: URI."
+        )
+    raise _BadItemError(
+        "WRONG_TYPE", f"the item or its image is a {_type_name(image)}. Pass {IMAGES}, or a str as text."
+    )
+
+
+def _is_pil(value: object) -> bool:
+    module = sys.modules.get("PIL.Image")  # who holds a PIL image has imported it
+    return module is not None and isinstance(value, module.Image)
+
+
+def _type_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")

@@ -1,4 +1,4 @@
-"""Embed text and images with a vlembed server: `EmbeddingClient`, and `similarity` of what it gives."""
+"""Embed text and images with a Qwen3-VL-Embedding model on NVIDIA Triton: `EmbeddingClient`, and `similarity`."""
 
 from ._client import EmbeddingClient
 from ._exceptions import (
@@ -11,8 +11,9 @@ from ._exceptions import (
     ServerError,
     VlembedError,
 )
+from ._info import ServerInfo
 from ._items import Item
-from ._result import Embeddings, ServerInfo
+from ._result import Embeddings
 from ._similarity import similarity
 from ._transport import TLS, Transport
 

@@ -1,53 +1,75 @@
-"""The client: items in, vectors out, in the same order."""
+"""The client: items in, vectors out, by as many requests as the server's bounds ask for.
+
+Knows neither formats nor protocols: `_items` reads what the caller passes, `_packing` splits it, a transport sends it.
+"""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
-from ._exceptions import ConnectError, InvalidInputError, ItemError, ProtocolError, RequestTimeoutError
-from ._items import WireItem, is_single, to_wire
-from ._packing import packs
-from ._result import Embeddings, ServerInfo
+from ._exceptions import (
+    ConnectError,
+    InvalidInputError,
+    ItemError,
+    OverloadedError,
+    ProtocolError,
+    RequestTimeoutError,
+)
+from ._info import ServerInfo
+from ._items import ItemLike, as_sequence, check_bounds, prepare
+from ._packing import split
+from ._request import Call, Outcome
+from ._result import Embeddings, concatenate
 from ._similarity import Metric, similarity
-from ._transport import TLS, Transport, connect
+from ._transport import TLS, Transport, open_transport
 
-QUERY_INSTRUCTION = "Retrieve images or text relevant to the user's query."  # of the model's own examples
-OUTPUTS = ("embedding", "text_tokens", "image_tokens")
-POLL_INTERVAL_S = 0.2
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
 
-Tensors = dict[str, npt.NDArray[Any]]
-Row = tuple[Any, ...]  # of one item, one entry for each of OUTPUTS
+DEFAULT_QUERY_INSTRUCTION = "Retrieve images or text relevant to the user's query."
+NO_TOKENS = np.empty(0, np.int32)
+PROBE_TIMEOUT_S = 5.0
+PROBE_INTERVAL_S = 0.2
+
+
+class EmbedOptions(TypedDict, total=False):
+    """The keyword arguments of `EmbeddingClient.embed`, except `instruction`."""
+
+    dimensions: int | None
+    max_pixels: int | None
+    truncate: bool
+    allow_reference_text: bool
 
 
 class EmbeddingClient:
-    """A connection to a vlembed server. Threads may share it.
+    """A connection to a vlembed server; threads may share it. Close it, or use it in a `with` statement.
 
     Parameters
     ----------
     url
-        grpc://host:port, or http://host:port; grpcs:// and https:// with TLS.
+        grpc://host:port, grpcs://host:port, http://host:port or https://host:port.
     timeout_s
-        How long to wait for the answer to one request.
+        Of one request; a call that is split makes several.
     concurrency
-        Requests in flight at most.
+        The most requests in flight of one call.
     tls
-        Certificates, where the system's own do not do.
+        Certificates for grpcs:// and https://.
     headers
-        Sent with every request, such as {"authorization": "Bearer ..."}.
+        Sent with every request, for example an authorization; over gRPC as metadata.
     transport
-        Takes the place of the one that `url` asks for.
+        Used instead of the one that `url` asks for.
 
     Raises
     ------
     InvalidInputError
-        The URL is none of these.
+        A wrong argument. No connection is made yet.
     """
 
     def __init__(
@@ -60,52 +82,62 @@ class EmbeddingClient:
         headers: Mapping[str, str] | None = None,
         transport: Transport | None = None,
     ) -> None:
-        self._transport = transport or connect(url, timeout_s=timeout_s, tls=tls, headers=headers or {})
-        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="vlembed")
+        if not timeout_s > 0:
+            raise InvalidInputError(f"timeout_s is {timeout_s!r}. Pass seconds above 0.")
+        if concurrency < 1:
+            raise InvalidInputError(f"concurrency is {concurrency!r}. Pass 1 or more.")
+        self._url = url
+        self._timeout_s = timeout_s
+        self._transport = transport or open_transport(url, tls=tls, headers=headers)
+        self._concurrency = concurrency
         self._info: ServerInfo | None = None
-        self._closed = False
 
-    def __enter__(self) -> EmbeddingClient:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
-        """Finish what is in flight and give back the connections."""
-        self._closed = True
-        self._pool.shutdown(cancel_futures=True)
+        """Close the connection; requests in flight may fail, and later ones raise `ConnectError`."""
         self._transport.close()
 
     def wait_until_ready(self, timeout_s: float = 60.0) -> None:
-        """Wait until the server serves.
+        """Return once the server and its models are ready.
 
         Raises
         ------
         RequestTimeoutError
-            It did not within `timeout_s` seconds.
+            They were not within `timeout_s`; it says why.
         """
         deadline = time.monotonic() + timeout_s
-        while not self._transport.is_ready():
-            if time.monotonic() > deadline:
-                raise RequestTimeoutError(f"the server was not ready within {timeout_s:g} s. Is it running?")
-            time.sleep(POLL_INTERVAL_S)
+        reason = "its models are not ready"
+        while (left_s := deadline - time.monotonic()) > 0:
+            try:
+                if self._transport.is_ready(min(left_s, PROBE_TIMEOUT_S)):
+                    return
+            except (ConnectError, OverloadedError, RequestTimeoutError) as error:
+                reason = str(error)
+            time.sleep(PROBE_INTERVAL_S)
+        raise RequestTimeoutError(f"{self._url} was not ready within {timeout_s} s: {reason}")
 
     def info(self) -> ServerInfo:
-        """Return what is served; asked once."""
+        """Return what the server says of itself; it is asked once."""
         if self._info is None:
-            answer = self._transport.infer("info", {}, ("info",))["info"]
-            try:
-                self._info = ServerInfo(**json.loads(answer[0]))
-            except (ValueError, TypeError) as error:
+            answer = self._transport.infer("info", {}, ("info",), self._timeout_s)["info"]
+            if answer.dtype != np.object_ or answer.shape != (1,):
                 raise ProtocolError(
-                    f"the server's info cannot be read ({error}). Do client and server match?"
-                ) from error
+                    f"info of {self._url} is {answer.dtype} {answer.shape} instead of one string. "
+                    "Is it a vlembed server?"
+                )
+            self._info = ServerInfo.from_json(answer[0])
         return self._info
 
     def embed(
         self,
-        items: Any,
+        items: ItemLike | Iterable[ItemLike],
         *,
         instruction: str | None = None,
         dimensions: int | None = None,
@@ -113,134 +145,116 @@ class EmbeddingClient:
         truncate: bool = False,
         allow_reference_text: bool = False,
     ) -> Embeddings:
-        """Embed one item or many, in as many requests as the server's bounds ask for.
+        """Embed one item or several; row i is item i.
 
         Parameters
         ----------
         items
-            str (a text), pathlib.Path (an image file), bytes (the content of one), a PIL image, a numpy.ndarray of uint8
-            (H, W, 3), or `Item` for text with an image; one of them, or a sequence of any mix.
+            n items, or one: a str, the Path or bytes of an encoded image, a PIL image, a numpy array uint8
+            (H, W, 3 or 4), or an `Item`. All are read before the first request.
         instruction
-            What the vectors are for, as a sentence; the model's own default if left out.
+            The task, for items without one of their own; the model's default if None or blank.
         dimensions
-            Matryoshka size; whole vectors if left out.
+            d, a Matryoshka size from the server's `min_dimensions` to its `dimensions`, the default.
         max_pixels
-            Larger images are scaled down to this; the server's own bound if left out.
+            Scale images down to this many pixels, within the server's bound.
         truncate
-            Cut over-long texts instead of refusing them; `text_tokens` tells what was left.
+            Cut texts over the server's `max_tokens` instead of refusing them; `text_tokens` tells what was left.
         allow_reference_text
-            Embed texts that are a URL, a data: URI or the path of an image, as the letters they are.
+            Embed a text that is a URL, a data: URI or the path of an image as a string, which is refused otherwise.
+
+        Returns
+        -------
+        Embeddings
+            Rows (n, d).
 
         Raises
         ------
         InvalidInputError
-            Items that cannot be embedded, all of them listed with their index in `items`.
-        ConnectError, RequestTimeoutError, OverloadedError, ServerError, ProtocolError
-            See `VlembedError`.
+            Listing every bad item, or naming a bad option. What the client can see is refused before anything is sent.
+        VlembedError
+            Of another kind, if the server cannot be reached or fails.
         """
-        sequence = [items] if is_single(items) else _as_sequence(items)
-        wire = to_wire(sequence, instruction, allow_reference_text=allow_reference_text)
+        prepared = prepare(as_sequence(items), instruction=instruction, allow_reference_text=allow_reference_text)
         info = self.info()
-        values = {"dimensions": (dimensions, np.int32), "max_pixels": (max_pixels, np.int32)}
-        options: Tensors = {
-            name: np.array([value], kind) for name, (value, kind) in values.items() if value is not None
+        check_bounds(prepared, info.bounds)
+        low, high = info.bounds["min_pixels"], info.bounds["max_pixels"]
+        options = {
+            **_option("dimensions", dimensions, info.min_dimensions, info.dimensions),
+            **_option("max_pixels", max_pixels, low, high),
+            **({"truncate": np.array([True])} if truncate else {}),
         }
-        if truncate:
-            options["truncate"] = np.array([True])
-        if not wire:
-            empty = np.zeros(0, np.int32)
-            return Embeddings(np.zeros((0, dimensions or info.dimensions), np.float32), empty, empty, info.fingerprint)
-        return self._embed(wire, options, info, max_pixels)
+        size = dimensions or info.dimensions
+        call = Call(self._transport, self._timeout_s, prepared, options, size, info.fingerprint)
+        outcomes = self._send(call, list(split(prepared, info.bounds, max_pixels)))
+        if bad_items := [outcome for outcome in outcomes if isinstance(outcome, ItemError)]:
+            raise InvalidInputError.of_items(bad_items, len(prepared))
+        none = Embeddings(np.empty((0, size), np.float32), NO_TOKENS, NO_TOKENS, info.fingerprint)
+        return concatenate([none, *(outcome for outcome in outcomes if isinstance(outcome, Embeddings))])
 
-    def embed_query(self, items: Any, *, instruction: str = QUERY_INSTRUCTION, **options: Any) -> Embeddings:
-        """Embed what is searched with; `options` are those of `embed`."""
+    def embed_query(
+        self,
+        items: ItemLike | Iterable[ItemLike],
+        instruction: str = DEFAULT_QUERY_INSTRUCTION,
+        **options: Unpack[EmbedOptions],
+    ) -> Embeddings:
+        """Embed what is searched with; `instruction` says what is to be found. The options are those of `embed`."""
         return self.embed(items, instruction=instruction, **options)
 
-    def embed_document(self, items: Any, **options: Any) -> Embeddings:
-        """Embed what is searched in, under the default instruction; `options` are those of `embed`."""
+    def embed_document(self, items: ItemLike | Iterable[ItemLike], **options: Unpack[EmbedOptions]) -> Embeddings:
+        """Embed what is searched, under the model's default instruction. The options are those of `embed`."""
         return self.embed(items, **options)
 
     def similarity(
-        self, a: Any, b: Any, *, metric: Metric = "cosine", pairwise: bool = False, **options: Any
-    ) -> npt.NDArray[np.float32]:
-        """Compare vectors or items, each of `a` with each of `b`; see `vlembed.similarity`.
+        self,
+        a: ItemLike | Iterable[ItemLike] | Embeddings,
+        b: ItemLike | Iterable[ItemLike] | Embeddings,
+        *,
+        metric: Metric = "cosine",
+        pairwise: bool = False,
+        instruction: str | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> npt.NDArray[Any]:
+        """Compare items, vectors or `Embeddings`, in any mix, as the function `similarity` does.
 
-        Embeddings and arrays of floats are taken as they are; anything else is embedded first, with `options` of `embed`.
+        Parameters
+        ----------
+        a, b
+            Items as for `embed`; `Embeddings` and numpy arrays (n, d) or (d,) are vectors and taken as they are.
+        metric, pairwise
+            As for the function `similarity`.
+        instruction, **options
+            As for `embed`, for the items of both.
+
+        Returns
+        -------
+        numpy.ndarray
+            Floats (n, m), or (n,) if pairwise; higher is more similar.
+
+        Raises
+        ------
+        VlembedError
+            As `embed` and the function `similarity` do.
         """
-        left, right = (side if _are_vectors(side) else self.embed(side, **options) for side in (a, b))
-        return similarity(left, right, metric=metric, pairwise=pairwise)
 
-    def _embed(
-        self, wire: Sequence[WireItem], options: Tensors, info: ServerInfo, max_pixels: int | None
-    ) -> Embeddings:
-        if self._closed:
-            raise ConnectError("the client is closed. Make a new one.")
-        futures = [self._pool.submit(self._send, wire, pack, options) for pack in packs(wire, info.bounds, max_pixels)]
-        rows: dict[int, Row] = {}
-        bad: list[ItemError] = []
-        try:
-            for future in futures:
-                own_rows, own_bad = future.result()
-                rows |= own_rows
-                bad += own_bad
-        finally:
-            for future in futures:  # after an error the others are not begun
-                future.cancel()
-        if bad:
-            raise InvalidInputError.of_items(bad, len(wire))
-        embedding, text_tokens, image_tokens = zip(*(rows[index] for index in range(len(wire))), strict=True)
-        return Embeddings(
-            np.stack(embedding), np.array(text_tokens, np.int32), np.array(image_tokens, np.int32), info.fingerprint
-        )
+        def vectors(side: ItemLike | Iterable[ItemLike] | Embeddings) -> Embeddings | npt.NDArray[Any]:
+            if isinstance(side, Embeddings) or (isinstance(side, np.ndarray) and side.ndim < 3):
+                return side
+            return self.embed(side, instruction=instruction, **options)
 
-    def _send(
-        self, wire: Sequence[WireItem], pack: list[int], options: Tensors
-    ) -> tuple[dict[int, Row], list[ItemError]]:
-        """Send the items of a pack and return their rows, or what is wrong with them, by their index in the whole."""
-        items = [wire[index] for index in pack]
-        inputs = {"text": _bytes_tensor([item.text for item in items]), **options}
-        if any(item.instruction for item in items):
-            inputs["instruction"] = _bytes_tensor([item.instruction for item in items])
-        model = "embed_text"
-        if any(item.image for item in items):
-            model = "embed"
-            inputs["image"] = _bytes_tensor([item.image for item in items])
-        try:
-            answer = self._transport.infer(model, inputs, OUTPUTS)
-        except InvalidInputError as error:
-            if error.code == "PACK_TOO_LARGE":  # the plan was an estimate
-                return self._send_halves(wire, pack, options, error)
-            if not error.items:
-                raise
-            return {}, [ItemError(pack[item.index], item.code, item.message) for item in error.items]
-        if any(len(answer[name]) != len(pack) for name in OUTPUTS):
-            raise ProtocolError(f"{len(pack)} items were sent, and the answer is of another length. Is this vlembed?")
-        return dict(zip(pack, zip(*(answer[name] for name in OUTPUTS), strict=True), strict=True)), []
+        return similarity(vectors(a), vectors(b), metric=metric, pairwise=pairwise)
 
-    def _send_halves(
-        self, wire: Sequence[WireItem], pack: list[int], options: Tensors, error: InvalidInputError
-    ) -> tuple[dict[int, Row], list[ItemError]]:
-        if len(pack) == 1:
-            return {}, [ItemError(pack[0], error.code, str(error))]
-        middle = len(pack) // 2
-        (rows, bad), (more_rows, more_bad) = (
-            self._send(wire, half, options) for half in (pack[:middle], pack[middle:])
-        )
-        return rows | more_rows, bad + more_bad
+    def _send(self, call: Call, packs: Sequence[range]) -> list[Outcome]:
+        if len(packs) < 2:
+            return [outcome for pack in packs for outcome in call.send(pack)]
+        with ThreadPoolExecutor(min(self._concurrency, len(packs)), thread_name_prefix="vlembed") as pool:
+            return [outcome for outcomes in pool.map(call.send, packs) for outcome in outcomes]
 
 
-def _as_sequence(items: Any) -> list[Any]:
-    try:
-        return list(items)
-    except TypeError:
-        return [items]  # to_wire says what is wrong with it
-
-
-def _are_vectors(value: Any) -> bool:
-    return isinstance(value, Embeddings) or (isinstance(value, np.ndarray) and value.dtype.kind == "f")
-
-
-def _bytes_tensor(values: list[bytes]) -> npt.NDArray[np.object_]:
-    tensor = np.empty(len(values), np.object_)
-    tensor[:] = values
-    return tensor
+def _option(name: str, value: int | None, low: int, high: int) -> dict[str, npt.NDArray[Any]]:
+    """Return the tensor of an option, or none if it is not given."""
+    if value is None:
+        return {}
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
+        raise InvalidInputError(f"{name} is {value!r}; this server takes {low} to {high}. Leave it out for {high}.")
+    return {name: np.array([value], np.int32)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from typing import Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,20 @@ PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what PNG holds and t
 PNG_COLOUR_TYPES = {3: 2, 4: 6}  # of RGB and RGBA
 COMPRESS_LEVEL = 1  # the network is faster than zlib's higher levels
 JPEG_SIZE_MARKERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame, of any coding
+
+
+class PillowImage(Protocol):
+    """What is used of a `PIL.Image.Image`; Pillow itself is not imported."""
+
+    @property
+    def mode(self) -> str:
+        """The kind of its pixels."""
+
+    def convert(self, mode: str) -> PillowImage:
+        """Return it in another mode."""
+
+    def save(self, fp: IO[bytes], format: str, **params: Any) -> None:  # noqa: A002
+        """Encode it."""
 
 
 def encode_array(pixels: npt.NDArray[np.uint8]) -> bytes:
@@ -34,7 +48,7 @@ def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def encode_pil(image: Any) -> bytes:
+def encode_pillow(image: PillowImage) -> bytes:
     """Encode a PIL image as PNG; a mode that PNG lacks becomes RGB here, as it would on the server."""
     buffer = io.BytesIO()
     image = image if image.mode in PNG_MODES else image.convert("RGB")

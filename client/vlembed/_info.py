@@ -52,7 +52,7 @@ class ServerInfo:
                 default_instruction=str(told["default_instruction"]),
                 precision=str(told["precision"]),
                 versions=dict(told["versions"]),
-                bounds={name: int(told["bounds"][name]) for name in {*BOUNDS, *told["bounds"]}},
+                bounds={name: int(told["bounds"][name]) for name in dict.fromkeys([*BOUNDS, *told["bounds"]])},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ProtocolError(

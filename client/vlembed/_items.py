@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ._exceptions import InvalidInputError, ItemError
-from ._images import encode_array, encode_pil, read_size
+from ._images import PillowImage, encode_array, encode_pillow, read_size
 
-if TYPE_CHECKING:
-    from PIL import Image as PIL  # noqa: N817
-
-ImageLike: TypeAlias = "Path | bytes | npt.NDArray[Any] | PIL.Image"
+ImageLike: TypeAlias = Path | bytes | npt.NDArray[Any] | PillowImage
 ItemLike: TypeAlias = "str | ImageLike | Item"
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 DATA_URI = re.compile(r"data:[^,\s]*;base64,\S*|data:\w+/[^,\s]+,\S*", re.IGNORECASE)
@@ -73,8 +73,8 @@ class _BadItemError(Exception):
 
 def as_sequence(items: ItemLike | Iterable[ItemLike]) -> Sequence[ItemLike]:
     """Return a single item as a list of one, and several as a sequence."""
-    if isinstance(items, str | bytes | Path | np.ndarray | Item) or _is_pil(items):
-        return [items]  # type: ignore[list-item]
+    if isinstance(items, str | bytes | Path | np.ndarray | Item) or _is_pillow(items):
+        return [items]
     if isinstance(items, Iterable) and not isinstance(items, Mapping | set | frozenset):
         return list(items)
     raise InvalidInputError(
@@ -82,30 +82,42 @@ def as_sequence(items: ItemLike | Iterable[ItemLike]) -> Sequence[ItemLike]:
     )
 
 
-def prepare(
-    items: Sequence[ItemLike], *, instruction: str | None, allow_reference_text: bool, bounds: Mapping[str, int]
-) -> list[PreparedItem]:
-    """Read, encode and check every item.
+def prepare(items: Sequence[ItemLike], *, instruction: str | None, allow_reference_text: bool) -> list[PreparedItem]:
+    """Read and encode every item.
 
     Raises
     ------
     InvalidInputError
-        Listing every item of a wrong type, without content, over a bound, unreadable, or that looks like a reference.
+        Listing every item of a wrong type, without content, unreadable, or that looks like a reference.
     """
-    prepared, errors = [], []
+    return _for_each(items, lambda item: _prepare_item(item, instruction, allow_reference_text))
+
+
+def check_bounds(items: Sequence[PreparedItem], bounds: Mapping[str, int]) -> None:
+    """Refuse what the server would refuse for its bytes.
+
+    Raises
+    ------
+    InvalidInputError
+        Listing every item that is too large.
+    """
+    _for_each(items, lambda item: _check_bytes(item, bounds))
+
+
+def _for_each(items: Sequence[T], step: Callable[[T], R]) -> list[R]:
+    """Run a step for every item, and collect what the bad ones say."""
+    results, errors = [], []
     for index, item in enumerate(items):
         try:
-            prepared.append(_prepare_item(item, instruction, allow_reference_text, bounds))
+            results.append(step(item))
         except _BadItemError as error:
             errors.append(ItemError(index, error.code, str(error)))
     if errors:
         raise InvalidInputError.of_items(errors, len(items))
-    return prepared
+    return results
 
 
-def _prepare_item(
-    item: ItemLike, instruction: str | None, allow_reference_text: bool, bounds: Mapping[str, int]
-) -> PreparedItem:
+def _prepare_item(item: ItemLike, instruction: str | None, allow_reference_text: bool) -> PreparedItem:
     if not isinstance(item, Item):
         item = Item(text=item) if isinstance(item, str) else Item(image=item)
     if item.text is None and item.image is None:
@@ -114,9 +126,9 @@ def _prepare_item(
         _refuse_reference(item.text)
     own = instruction if item.instruction is None else item.instruction
     return PreparedItem(
-        text=_encode_text("text", item.text, bounds["max_text_bytes"]),
-        image=b"" if item.image is None else _encode_image(item.image, bounds["max_image_bytes"]),
-        instruction=_encode_text("instruction", own, bounds["max_text_bytes"]),
+        text=_encode_text("text", item.text),
+        image=b"" if item.image is None else _encode_image(item.image),
+        instruction=_encode_text("instruction", own),
     )
 
 
@@ -133,33 +145,38 @@ def _refuse_reference(text: str) -> None:
             )
 
 
-def _encode_text(name: str, text: object, max_bytes: int) -> bytes:
+def _check_bytes(item: PreparedItem, bounds: Mapping[str, int]) -> None:
+    max_text_bytes, max_image_bytes = bounds["max_text_bytes"], bounds["max_image_bytes"]
+    for name, size_bytes in (("text", len(item.text)), ("instruction", len(item.instruction))):
+        if size_bytes > max_text_bytes:
+            raise _BadItemError(
+                "TEXT_TOO_LARGE",
+                f"{name} has {size_bytes} bytes; the server takes {max_text_bytes}. Shorten or split it.",
+            )
+    if len(item.image) > max_image_bytes * 4 // 3 + 100:  # a data: URI of the largest image; the server checks exactly
+        raise _BadItemError(
+            "IMAGE_TOO_LARGE", f"image has {len(item.image)} bytes; the server takes {max_image_bytes}. Scale it down."
+        )
+
+
+def _encode_text(name: str, text: object) -> bytes:
     if text is None:
         return b""
     if not isinstance(text, str):
         raise _BadItemError("WRONG_TYPE", f"{name} is a {_type_name(text)}; it needs to be a str.")
     try:
-        data = text.encode()
+        return text.encode()
     except UnicodeEncodeError as error:
         bad = text[error.start : error.end]
         raise _BadItemError(
             "TEXT_NOT_UTF8", f"{name} has {bad!r} at {error.start}, which UTF-8 cannot hold. Remove lone surrogates."
         ) from error
-    if len(data) > max_bytes:
-        raise _BadItemError(
-            "TEXT_TOO_LARGE", f"{name} has {len(data)} bytes; the server takes {max_bytes}. Shorten or split it."
-        )
-    return data
 
 
-def _encode_image(image: object, max_bytes: int) -> bytes:
+def _encode_image(image: object) -> bytes:
     data = _image_bytes(image)
     if not data:
         raise _BadItemError("IMAGE_EMPTY", "image has no bytes. Pass an encoded image, or leave it out.")
-    if len(data) > max_bytes * 4 // 3 + 100:  # what a data: URI of the largest image takes; the server checks exactly
-        raise _BadItemError(
-            "IMAGE_TOO_LARGE", f"image has {len(data)} bytes; the server takes {max_bytes}. Scale it down."
-        )
     return data
 
 
@@ -183,9 +200,9 @@ def _image_bytes(image: object) -> bytes:
                 "(H, W, 4) RGBA. Convert it; pass several images as a list.",
             )
         return encode_array(image)
-    if _is_pil(image):
+    if _is_pillow(image):
         try:
-            return encode_pil(image)
+            return encode_pillow(image)
         except Exception as error:  # Pillow decodes here, and its decoders raise anything
             raise _BadItemError(
                 "IMAGE_UNDECODABLE", f"image {image!r} cannot be decoded ({error}). Pass one that Pillow can load."
@@ -199,7 +216,7 @@ def _image_bytes(image: object) -> bytes:
     )
 
 
-def _is_pil(value: object) -> bool:
+def _is_pillow(value: object) -> TypeGuard[PillowImage]:
     module = sys.modules.get("PIL.Image")  # who holds a PIL image has imported it
     return module is not None and isinstance(value, module.Image)
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 class Embeddings:
     """Vectors of n items in the order of the call, and what they cost. numpy takes it as an array (n, d).
 
-    Vectors are comparable only where `fingerprint` is the same: it names the model, its precision and its preprocessing.
+    Vectors are comparable only where `fingerprint`, which names the model and all its settings, is the same.
     """
 
     array: npt.NDArray[np.float32]  # (n, d), unit norm

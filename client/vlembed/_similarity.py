@@ -1,9 +1,10 @@
-"""How similar vectors are: in pairs or each with each."""
+"""Similarity of vectors, higher is more similar; numpy only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+import math
+from collections.abc import Iterator
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -11,91 +12,106 @@ import numpy.typing as npt
 from ._exceptions import InvalidInputError
 from ._result import Embeddings
 
-Metric = Literal["cosine", "dot", "euclidean", "manhattan"]
-Vectors = npt.NDArray[np.float64]
-BLOCK_ELEMENTS = 2**24  # of the differences that manhattan holds at a time: 128 MiB
+Metric: TypeAlias = Literal["cosine", "dot", "euclidean", "manhattan"]
+Array: TypeAlias = npt.NDArray[Any]
+
+NORM_ORDER = {"euclidean": 2, "manhattan": 1}
+BLOCK_ELEMENTS = 1 << 22  # of a temporary array of differences: 16 MiB in float32
 
 
-def similarity(a: Any, b: Any, *, metric: Metric = "cosine", pairwise: bool = False) -> npt.NDArray[np.float32]:
-    """Compare vectors; more is more similar, so distances are negative.
+def similarity(
+    a: Embeddings | npt.ArrayLike, b: Embeddings | npt.ArrayLike, *, metric: Metric = "cosine", pairwise: bool = False
+) -> Array:
+    """Compare vectors: all of `a` with all of `b`, or row by row.
 
     Parameters
     ----------
     a, b
-        Embeddings, or arrays of shape (n, d) and (m, d); one vector (d,) counts as one row.
+        Vectors, shape (n, d) and (m, d); (d,) is one vector.
     metric
-        "cosine", "dot", or the negative "euclidean" or "manhattan" distance.
+        "cosine", "dot", or a negative distance, "euclidean" or "manhattan": more similar is always higher.
     pairwise
         Compare row i of `a` with row i of `b` only.
 
     Returns
     -------
-    numpy.ndarray, float32
-        Shape (n, m), or (n,) if pairwise.
+    numpy.ndarray
+        Floats (n, m), or (n,) if pairwise.
 
     Raises
     ------
     InvalidInputError
-        Shapes that do not fit, an unknown metric, vectors of different models, or one that is zero or not finite.
+        Unknown metric; vectors that do not fit, are not finite, or are zero for the cosine; or two `Embeddings` of
+        different models.
     """
+    if metric not in get_args(Metric):
+        raise InvalidInputError(f"metric is {metric!r}. Pass one of {', '.join(map(repr, get_args(Metric)))}.")
     if isinstance(a, Embeddings) and isinstance(b, Embeddings) and a.fingerprint != b.fingerprint:
         raise InvalidInputError(
-            f"a is of the model {a.fingerprint} and b of {b.fingerprint}: their vectors have nothing in common. Embed both "
-            "with the same server.",
-            code="FINGERPRINTS_DIFFER",
+            f"a and b are embeddings of different models (fingerprints {a.fingerprint!r} and {b.fingerprint!r}), whose "
+            "vectors have nothing in common. Embed both with one server."
         )
-    if metric not in METRICS:
-        raise InvalidInputError(f"metric is {metric!r}; one of {', '.join(METRICS)} is needed.", code="METRIC_UNKNOWN")
-    left, right = _vectors(a, "a"), _vectors(b, "b")
-    if left.shape[1] != right.shape[1] or (pairwise and len(left) != len(right)):
+    left, right = _vectors("a", a), _vectors("b", b)
+    if left.shape[1] != right.shape[1]:
         raise InvalidInputError(
-            f"a has shape {left.shape} and b {right.shape}; the same dimensions are needed, and the same number of rows if "
-            "pairwise.",
-            code="SHAPE_MISMATCH",
+            f"vectors of a have {left.shape[1]} dimensions and those of b {right.shape[1]}. "
+            "Embed both with the same dimensions."
+        )
+    if pairwise and len(left) != len(right):
+        raise InvalidInputError(
+            f"pairwise compares row by row, but a has {len(left)} rows and b has {len(right)}. Pass as many of both."
         )
     if metric == "cosine":
-        left, right = _unit(left, "a"), _unit(right, "b")
-    each_with_each, in_pairs = METRICS[metric]
-    return (in_pairs if pairwise else each_with_each)(left, right).astype(np.float32)
+        left, right = _unit("a", left), _unit("b", right)
+    if metric in NORM_ORDER:
+        distances = _row_distances if pairwise else _all_distances
+        return np.subtract(0, distances(left, right, NORM_ORDER[metric]))  # 0 and not -0 for equal vectors
+    return np.asarray(np.einsum("nd,nd->n", left, right) if pairwise else left @ right.T)
 
 
-def _vectors(values: Any, name: str) -> Vectors:
+def _vectors(name: str, value: Embeddings | npt.ArrayLike) -> Array:
     try:
-        array = np.atleast_2d(np.asarray(values, np.float64))
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"{name} is no array of numbers ({error}). Pass vectors.", code="WRONG_TYPE") from error
-    if array.ndim != 2:
-        raise InvalidInputError(f"{name} has shape {array.shape}; (n, d) is needed.", code="SHAPE_MISMATCH")
-    if bad := np.flatnonzero(~np.isfinite(array).all(axis=1)).tolist():
-        raise InvalidInputError(f"rows {bad[:10]} of {name} are not finite.", code="NOT_FINITE")
-    return array
+        vectors = np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise InvalidInputError(f"{name} is no array ({error}). Pass vectors of one length.") from error
+    if vectors.ndim not in (1, 2) or vectors.dtype.kind not in "fiu":
+        raise InvalidInputError(
+            f"{name} is an array {vectors.dtype} {vectors.shape}; vectors are real numbers (n, d) or (d,). "
+            "To compare texts or images, call EmbeddingClient.similarity."
+        )
+    vectors = np.atleast_2d(vectors)
+    if vectors.dtype not in (np.float32, np.float64):
+        vectors = vectors.astype(np.float32)
+    if bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
+        raise InvalidInputError(f"{name} has rows that are not finite: {bad[:10]}. Remove them.")
+    return np.asarray(vectors)
 
 
-def _unit(vectors: Vectors, name: str) -> Vectors:
+def _unit(name: str, vectors: Array) -> Array:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if zero := np.flatnonzero(norms == 0).tolist():
-        raise InvalidInputError(f"rows {zero[:10]} of {name} are zero and have no direction.", code="ZERO_VECTOR")
+    if bad := np.flatnonzero(norms == 0).tolist():
+        raise InvalidInputError(
+            f"{name} has zero rows: {bad[:10]}; the cosine of a zero vector is undefined. Remove them."
+        )
     return np.asarray(vectors / norms)
 
 
-def _dot(a: Vectors, b: Vectors) -> Vectors:
-    return np.asarray(a @ b.T)
+def _blocks(size: int, step: int) -> Iterator[slice]:
+    return (slice(start, start + step) for start in range(0, size, step))
 
 
-def _euclidean(a: Vectors, b: Vectors) -> Vectors:
-    squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * (a @ b.T)
-    return -np.sqrt(np.maximum(squares, 0))  # rounding can make it a little negative
+def _row_distances(a: Array, b: Array, order: int) -> Array:
+    out = np.empty(len(a), np.result_type(a, b))
+    for rows in _blocks(len(a), max(1, BLOCK_ELEMENTS // a.shape[1])):
+        out[rows] = np.linalg.norm(a[rows] - b[rows], order, axis=-1)
+    return out
 
 
-def _manhattan(a: Vectors, b: Vectors) -> Vectors:
-    rows = max(1, BLOCK_ELEMENTS // max(1, b.size))
-    blocks = [np.abs(a[i : i + rows, None] - b).sum(-1) for i in range(0, len(a), rows)]
-    return -np.concatenate(blocks) if blocks else np.zeros((0, len(b)))
-
-
-METRICS: dict[str, tuple[Callable[[Vectors, Vectors], Vectors], Callable[[Vectors, Vectors], Vectors]]] = {
-    "cosine": (_dot, lambda a, b: (a * b).sum(1)),
-    "dot": (_dot, lambda a, b: (a * b).sum(1)),
-    "euclidean": (_euclidean, lambda a, b: -np.linalg.norm(a - b, axis=1)),
-    "manhattan": (_manhattan, lambda a, b: -np.abs(a - b).sum(1)),
-}
+def _all_distances(a: Array, b: Array, order: int) -> Array:
+    """Compute square blocks, so that memory stays bounded; differences, because dot products lose near duplicates."""
+    out = np.empty((len(a), len(b)), np.result_type(a, b))
+    step = max(1, math.isqrt(BLOCK_ELEMENTS // a.shape[1]))
+    for rows in _blocks(len(a), step):
+        for columns in _blocks(len(b), step):
+            out[rows, columns] = np.linalg.norm(a[rows, None] - b[None, columns], order, axis=-1)
+    return out

@@ -1,0 +1,108 @@
+"""The gRPC transport, over tritonclient."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import SplitResult
+
+import numpy.typing as npt
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from ._exceptions import ConnectError, ProtocolError, RequestTimeoutError, VlembedError
+from ._transport import TLS, Tensors, refusal
+
+CHANNEL_ARGS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_metadata_size", 4 << 20),  # errors travel there, and a pack's lists each bad item
+    ("grpc.absolute_max_metadata_size", 4 << 20),
+    ("grpc.max_reconnect_backoff_ms", 2000),  # find a server that starts late; the default waits up to two minutes
+    ("grpc.use_local_subchannel_pool", 1),  # and share no back-off with other clients
+]
+BROKEN = re.compile(  # of an UNAVAILABLE that gRPC itself made; the server's own are about queues and models
+    r"failed to connect|connection|socket closed|broken pipe|dns|name resolution|handshak|goaway|rst_stream|"
+    r"recvmsg|sendmsg",
+    re.IGNORECASE,
+)
+
+
+class GrpcTransport:
+    """One channel, which threads share."""
+
+    def __init__(self, address: SplitResult, *, tls: TLS | None, headers: Mapping[str, str] | None) -> None:
+        self._url = address.geturl()
+        self._headers = {name.lower(): value for name, value in (headers or {}).items()}  # gRPC knows lower case only
+        files = {name: str(file) for name, file in vars(tls or TLS()).items() if file is not None}
+        self._client = grpc.InferenceServerClient(
+            address.netloc,
+            ssl=address.scheme == "grpcs",
+            root_certificates=files.get("ca_file"),
+            certificate_chain=files.get("cert_file"),
+            private_key=files.get("key_file"),
+            channel_args=CHANNEL_ARGS,
+        )
+        self._is_closed = False
+
+    def infer(
+        self, model: str, inputs: Tensors, outputs: Sequence[str], timeout_s: float
+    ) -> dict[str, npt.NDArray[Any]]:
+        """See `Transport`."""
+        result = self._call(
+            self._client.infer,
+            timeout_s,
+            model_name=model,
+            inputs=[_input(name, value) for name, value in inputs.items()],
+            outputs=[grpc.InferRequestedOutput(name) for name in outputs],
+        )
+        try:
+            arrays = {name: result.as_numpy(name) for name in outputs}
+        except (InferenceServerException, ValueError, IndexError, TypeError) as error:
+            raise ProtocolError(f"the answer of {self._url} cannot be read ({error}).") from error
+        if missing := [name for name, array in arrays.items() if array is None]:
+            raise ProtocolError(f"the answer of {self._url} lacks {missing}. Is it a vlembed server?")
+        return arrays
+
+    def is_ready(self, timeout_s: float) -> bool:
+        """See `Transport`."""
+        return bool(self._call(self._client.is_server_ready, timeout_s))
+
+    def close(self) -> None:
+        """See `Transport`."""
+        self._is_closed = True
+        self._client.close()
+
+    def _call(self, method: Any, timeout_s: float, **arguments: Any) -> Any:
+        if self._is_closed:
+            raise _closed()
+        try:
+            return method(**arguments, headers=self._headers, client_timeout=timeout_s)
+        except InferenceServerException as error:
+            raise self._translate(error, timeout_s) from error
+        except ValueError as error:  # how grpc tells that another thread closed the channel
+            raise _closed() from error
+
+    def _translate(self, error: InferenceServerException, timeout_s: float) -> VlembedError:
+        status = str(error.status()).removeprefix("StatusCode.")
+        message = error.message() or ""
+        if self._is_closed:
+            return _closed()
+        if status == "DEADLINE_EXCEEDED":
+            return RequestTimeoutError(f"{self._url} gave no answer within {timeout_s} s. Pass a longer timeout_s.")
+        if status == "UNAVAILABLE" and BROKEN.search(message):
+            return ConnectError(f"cannot reach {self._url} ({message}). Is the server up, and is this its gRPC port?")
+        if status == "UNIMPLEMENTED":
+            return ProtocolError(f"{self._url} does not speak KServe v2 ({message}). Is it a Triton server?")
+        return refusal(message, is_unavailable=status in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"), status=status)
+
+
+def _input(name: str, value: npt.NDArray[Any]) -> Any:
+    tensor = grpc.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
+    tensor.set_data_from_numpy(value)
+    return tensor
+
+
+def _closed() -> ConnectError:
+    return ConnectError("this client is closed. Make a new EmbeddingClient.")

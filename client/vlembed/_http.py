@@ -1,0 +1,183 @@
+"""The HTTP transport: KServe v2 with binary tensors, over the standard library.
+
+tritonclient.http is not used: its connections work only in the thread that made them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import ssl
+from collections import deque
+from collections.abc import Mapping, Sequence
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import Any
+from urllib.parse import SplitResult
+
+import numpy as np
+import numpy.typing as npt
+from tritonclient.utils import (
+    InferenceServerException,
+    deserialize_bytes_tensor,
+    np_to_triton_dtype,
+    serialize_byte_tensor,
+    triton_to_np_dtype,
+)
+
+from ._exceptions import (
+    ConnectError,
+    InvalidInputError,
+    OverloadedError,
+    ProtocolError,
+    RequestTimeoutError,
+    VlembedError,
+)
+from ._transport import TLS, Tensors, refusal
+
+HEADER_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON before the binary tensors
+UNAVAILABLE = (429, 502, 503)
+
+
+class HttpTransport:
+    """Connections that are kept alive and lent to one thread at a time."""
+
+    def __init__(self, address: SplitResult, *, tls: TLS | None, headers: Mapping[str, str] | None) -> None:
+        self._url = address.geturl()
+        self._address = address
+        self._context = _ssl_context(tls or TLS()) if address.scheme == "https" else None
+        self._headers = dict(headers or {})
+        self._idle: deque[HTTPConnection] = deque()
+        self._is_closed = False
+
+    def infer(
+        self, model: str, inputs: Tensors, outputs: Sequence[str], timeout_s: float
+    ) -> dict[str, npt.NDArray[Any]]:
+        """See `Transport`."""
+        header, body = encode(inputs, outputs)
+        status, length, data = self._exchange("POST", f"/v2/models/{model}/infer", header, body, timeout_s)
+        if status != 200:
+            raise self._translate(status, data)
+        try:
+            return decode(data, length, outputs)
+        except (InferenceServerException, KeyError, TypeError, ValueError) as error:
+            raise ProtocolError(
+                f"the answer of {self._url} cannot be read ({error!r} in {data[:80]!r}). Is it a vlembed server?"
+            ) from error
+
+    def is_ready(self, timeout_s: float) -> bool:
+        """See `Transport`."""
+        status, _, data = self._exchange("GET", "/v2/health/ready", {}, b"", timeout_s)
+        if status in (200, 400, 503):  # Triton says 400 for not yet
+            return status == 200
+        raise self._translate(status, data)
+
+    def close(self) -> None:
+        """See `Transport`."""
+        self._is_closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+    def _exchange(
+        self, method: str, path: str, header: Mapping[str, str], body: bytes, timeout_s: float
+    ) -> tuple[int, str | None, bytes]:
+        """Send a request and read the whole answer: status, header length, body."""
+        while True:
+            if self._is_closed:
+                raise ConnectError("this client is closed. Make a new EmbeddingClient.")
+            connection, is_reused = self._borrow(timeout_s)
+            try:
+                connection.request(method, self._address.path.rstrip("/") + path, body, self._headers | dict(header))
+                response = connection.getresponse()
+                answer = response.status, response.getheader(HEADER_LENGTH), response.read()
+            except BaseException as error:
+                connection.close()
+                if is_reused and isinstance(error, ConnectionError):
+                    continue  # the server closed it while it was idle; each round uses up one, and the last is new
+                if isinstance(error, OSError | HTTPException | UnicodeError):  # the last of impossible host names
+                    raise self._broken(error, timeout_s) from error
+                raise
+            self._give_back(connection)
+            return answer
+
+    def _borrow(self, timeout_s: float) -> tuple[HTTPConnection, bool]:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            host, port = self._address.hostname or "", self._address.port
+            if self._context is None:
+                return HTTPConnection(host, port, timeout=timeout_s), False
+            return HTTPSConnection(host, port, timeout=timeout_s, context=self._context), False
+        connection.timeout = timeout_s
+        if connection.sock is not None:  # else the server asked to close it, and it connects again
+            connection.sock.settimeout(timeout_s)
+        return connection, True
+
+    def _give_back(self, connection: HTTPConnection) -> None:
+        self._idle.append(connection)
+        if self._is_closed:
+            self.close()
+
+    def _broken(self, error: OSError | HTTPException | UnicodeError, timeout_s: float) -> VlembedError:
+        if isinstance(error, TimeoutError):
+            return RequestTimeoutError(f"{self._url} gave no answer within {timeout_s} s. Pass a longer timeout_s.")
+        if isinstance(error, OSError | UnicodeError):
+            return ConnectError(f"cannot reach {self._url} ({error}). Is the server up, and is this its HTTP port?")
+        return ProtocolError(f"{self._url} does not speak HTTP as it should ({error!r}). Is this its HTTP port?")
+
+    def _translate(self, status: int, data: bytes) -> VlembedError:
+        try:
+            message = str(json.loads(data)["error"])
+        except (KeyError, TypeError, ValueError):
+            text = f"HTTP {status}: {data[:200]!r}"
+            if status in UNAVAILABLE:
+                return OverloadedError(f"{self._url} takes no more now ({text}). Try again later.")
+            return ProtocolError(f"{self._url} does not answer as Triton does ({text}). Is this its HTTP port?")
+        return refusal(message, is_unavailable=status in UNAVAILABLE, status=f"HTTP {status}")
+
+
+def _ssl_context(tls: TLS) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=tls.ca_file)
+        if tls.cert_file is not None:
+            context.load_cert_chain(tls.cert_file, tls.key_file)
+    except OSError as error:  # ssl.SSLError is one
+        raise InvalidInputError(f"{tls} cannot be used ({error}). Pass PEM files.") from error
+    return context
+
+
+def encode(inputs: Tensors, outputs: Sequence[str]) -> tuple[dict[str, str], bytes]:
+    """Return the headers and the body of a request: JSON, then the tensors' bytes in the same order."""
+    blobs = [
+        serialize_byte_tensor(value).item() if value.dtype == np.object_ else value.tobytes()
+        for value in inputs.values()
+    ]
+    description = {
+        "inputs": [
+            {
+                "name": name,
+                "shape": value.shape,
+                "datatype": np_to_triton_dtype(value.dtype),
+                "parameters": {"binary_data_size": len(blob)},
+            }
+            for (name, value), blob in zip(inputs.items(), blobs, strict=True)
+        ],
+        "outputs": [{"name": name, "parameters": {"binary_data": True}} for name in outputs],
+    }
+    head = json.dumps(description).encode()
+    return {HEADER_LENGTH: str(len(head)), "Content-Type": "application/octet-stream"}, b"".join([head, *blobs])
+
+
+def decode(data: bytes, header_length: str | None, outputs: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """Read the outputs out of an answer; raise KeyError or ValueError if it is not one."""
+    offset = int(header_length) if header_length else len(data)
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for output in json.loads(data[:offset])["outputs"]:
+        end = offset + int(output["parameters"]["binary_data_size"])
+        blob, shape, datatype = data[offset:end], output["shape"], output["datatype"]
+        is_bytes = datatype == "BYTES"
+        values = deserialize_bytes_tensor(blob) if is_bytes else np.frombuffer(blob, triton_to_np_dtype(datatype))
+        if math.prod(shape) != values.size or min(shape) < 0:
+            raise ValueError(f"output {output['name']!r} is {datatype} {shape} in {len(blob)} bytes")
+        arrays[output["name"]] = values.reshape(shape)
+        offset = end
+    return {name: arrays[name] for name in outputs}

@@ -1,0 +1,86 @@
+"""One call as requests: a pack to tensors, and the answer, or what the server says of its items, back.
+
+Letters: n items of the pack, d dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ._exceptions import InvalidInputError, ItemError, ProtocolError
+from ._items import PreparedItem
+from ._result import Embeddings
+from ._transport import Tensors, Transport
+
+Outcome: TypeAlias = Embeddings | ItemError
+
+OUTPUTS = ("embedding", "text_tokens", "image_tokens")
+
+
+@dataclass(frozen=True)
+class Call:
+    """What all requests of one call share."""
+
+    transport: Transport
+    timeout_s: float
+    items: Sequence[PreparedItem]
+    options: Tensors  # dimensions, max_pixels, truncate, as far as they are given
+    dimensions: int  # of the rows to come
+    fingerprint: str
+
+    def send(self, pack: range) -> list[Outcome]:
+        """Embed the items of a pack, in halves if it is too large, and return the rows in order or every bad item."""
+        try:
+            return [self._embed(self.items[pack.start : pack.stop])]
+        except InvalidInputError as error:
+            if error.code == "PACK_TOO_LARGE" and len(pack) > 1:
+                middle = len(pack) // 2
+                return self.send(pack[:middle]) + self.send(pack[middle:])
+            if error.code == "PACK_TOO_LARGE":
+                return [ItemError(pack.start, error.code, str(error))]
+            if not error.items or max(item.index for item in error.items) >= len(pack):
+                raise
+            return [ItemError(pack[item.index], item.code, item.message) for item in error.items]
+
+    def _embed(self, items: Sequence[PreparedItem]) -> Embeddings:
+        has_images = any(item.image for item in items)
+        inputs = {"text": _bytes([item.text for item in items]), **self.options}
+        if has_images:
+            inputs["image"] = _bytes([item.image for item in items])
+        else:
+            inputs.pop("max_pixels", None)  # embed_text has no such input
+        if any(item.instruction for item in items):
+            instructions = [item.instruction for item in items]
+            inputs["instruction"] = _bytes(instructions if len(set(instructions)) > 1 else instructions[:1])
+        answer = self.transport.infer("embed" if has_images else "embed_text", inputs, OUTPUTS, self.timeout_s)
+        self._check(answer, len(items))
+        return Embeddings(
+            array=answer["embedding"],
+            text_tokens=answer["text_tokens"],
+            image_tokens=answer["image_tokens"],
+            fingerprint=self.fingerprint,
+        )
+
+    def _check(self, answer: Tensors, num_items: int) -> None:
+        expected = {
+            "embedding": (np.float32, (num_items, self.dimensions)),
+            "text_tokens": (np.int32, (num_items,)),
+            "image_tokens": (np.int32, (num_items,)),
+        }
+        for name, (dtype, shape) in expected.items():
+            if answer[name].dtype != dtype or answer[name].shape != shape:
+                raise ProtocolError(
+                    f"{name} is {answer[name].dtype} {answer[name].shape}; {np.dtype(dtype)} {shape} was asked for. "
+                    "If the server was given another model, make a new EmbeddingClient."
+                )
+        if not np.isfinite(answer["embedding"]).all():
+            raise ProtocolError("the server's vectors are not finite. Report it with the server's log.")
+
+
+def _bytes(values: Sequence[bytes]) -> npt.NDArray[Any]:
+    return np.array(values, np.object_)

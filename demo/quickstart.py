@@ -1,6 +1,6 @@
 """Embed real image files and real text in several languages with the client, and print how similar they are.
 
-    python demo/quickstart.py grpc://127.0.0.1:8001
+Run it as `python demo/quickstart.py grpc://127.0.0.1:8001`.
 """
 
 from __future__ import annotations

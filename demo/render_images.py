@@ -1,6 +1,6 @@
 """Render the quickstart's images from the colour bitmaps of the font Noto Color Emoji (Debian: fonts-noto-color-emoji).
 
-    python -m demo.render_images
+Run it as `python -m demo.render_images`.
 """
 
 from __future__ import annotations

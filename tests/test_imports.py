@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TRITON = "triton_python_backend_utils"
-# Longest prefix wins. Beside these, a file may import the standard library and the modules of its own package or folder.
+# Longest prefix wins. Beside these, a file may import the standard library and the modules of its own package.
 ALLOWED = {
     "model_repository/": {"numpy", TRITON},
     "model_repository/preprocess/1/preprocessing.py": {"numpy", "PIL", "tokenizers"},

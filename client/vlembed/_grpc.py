@@ -23,7 +23,7 @@ CHANNEL_ARGS = [
     ("grpc.use_local_subchannel_pool", 1),  # and share no back-off with other clients
 ]
 BROKEN = re.compile(  # of an UNAVAILABLE that gRPC itself made; the server's own are about queues and models
-    r"failed to connect|connection|socket closed|broken pipe|dns|name resolution|handshak|goaway|rst_stream|"
+    r"failed to connect|connection|socket closed|broken pipe|resolving|resolution|handshak|goaway|rst_stream|"
     r"recvmsg|sendmsg",
     re.IGNORECASE,
 )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ._items import PreparedItem
 
 TOKEN_PX = 32  # a visual token is 32 x 32 px of the resized image
-TEMPLATE_TOKENS = 40  # the prompt around an item, the default instruction included: 21 with a text, 23 with an image
+TEMPLATE_TOKENS = 40  # more than the prompt around an item has, the default instruction included
 MAX_PACK_BYTES = 64 << 20  # of a request, on top of the server's own bounds: what both sides hold at once
 
 

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-from vlembed import EmbeddingClient
 
 from preprocessing import Bounds, Pack, Preprocessor
 from server.launch import TritonServer
+from vlembed import EmbeddingClient
 
 from .report import rates, report
 from .workload import packs

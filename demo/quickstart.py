@@ -26,10 +26,13 @@ def main(url: str) -> None:
         texts = client.embed(TEXTS)
         similarity = client.similarity(texts, images)
 
-    print("\ncosine similarity" + "".join(f"{path.stem:>12}" for path in PICTURES) + "   tokens")
+    print("\ncosine similarity, tokens of the text")
+    print("".join(f"{path.stem:>12}" for path in PICTURES))
     for text, row, tokens in zip(TEXTS, similarity, texts.text_tokens, strict=True):
-        print(f"{text:<17}" + "".join(f"{value:12.2f}" for value in row) + f"{tokens:9}")
-    print(f"{'tokens of images':<17}" + "".join(f"{tokens:12}" for tokens in images.text_tokens + images.image_tokens))
+        print("".join(f"{value:12.2f}" for value in row) + f"{tokens:6}  {text}")
+    print(
+        "".join(f"{tokens:12}" for tokens in images.text_tokens + images.image_tokens) + "        tokens of the image"
+    )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers.utils import logging
 
 SPECIAL_TOKENS = [
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
@@ -197,6 +198,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     arguments = parser.parse_args()
+    logging.disable_progress_bar()
     write_checkpoint(arguments.output, arguments.size, arguments.seed, getattr(torch, arguments.dtype))
     print(f"wrote a random {arguments.size} checkpoint to {arguments.output}")
 

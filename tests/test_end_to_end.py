@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
-from vlembed import EmbeddingClient, Item
 
 from export.checkpoint import Checkpoint
 from server.launch import TritonServer
@@ -20,6 +19,7 @@ from tests.conftest import ARCHITECTURES
 from tests.reference import Reference
 from tests.samples import INSTRUCTIONS, MODES, TEXTS, data_uri, encode, image
 from tests.wire import Wire
+from vlembed import EmbeddingClient, Item
 
 pytestmark = pytest.mark.triton
 

@@ -24,8 +24,8 @@ ALLOWED = {
     "demo/": {"PIL", "vlembed"},
     "benchmark/": {"PIL", "images", "numpy", "onnxruntime", "preprocessing", "server", "transformers", "vlembed"},
 }
-# Imported inside a function, by those who use that extra.
-LAZY = {"client/vlembed/": {"PIL"}}
+# Imported inside a function, by those who use that extra, or for type checkers alone.
+LAZY = {"client/vlembed/": {"PIL", "typing_extensions"}}
 
 
 def rule(rules: dict[str, set[str]], path: str) -> set[str]:
@@ -35,11 +35,12 @@ def rule(rules: dict[str, set[str]], path: str) -> set[str]:
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[str, bool]]:
-    """Yield the top-level package of every absolute import, and whether it stands inside a function."""
+    """Yield the top-level package of every absolute import, and whether importing the module passes it over."""
     lazy = {
         child
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
         for child in ast.walk(node)
     }
     for node in ast.walk(tree):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from server.launch import TritonServer
+from tritonclient.grpc import model_config_pb2 as triton
 from tests.test_configs import ENSEMBLES, STEPS, tensors
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,20 +45,20 @@ def test_the_python_prints_what_it_says(server: TritonServer, monkeypatch: pytes
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     report: list[str] = []
     with np.printoptions(suppress=True):
-        result = runner.run(test, out=report.append)
+        result = runner.run(test, out=report.append, clear_globs=False)
     test.globs["client"].close()
     assert result.attempted >= 6
     assert not result.failed, "".join(report)
 
 
 def test_the_tensor_contract() -> None:
-    rows = re.findall(r"^\| (`.*?) \| (\w+) (\[.*?\])(.*?) \|", section("The tensor contract"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| (\*{0,2}`.*?) \| ([A-Z0-9]+) (\[.*?\])(.*?) \|", section("The tensor contract"), re.MULTILINE
+    )
     written = {name for cell, *_ in rows for name in re.findall(r"`(\w+)`", cell)}
     served = {name for model in ENSEMBLES for side in ("input", "output") for name in tensors(model, side)}
     assert written == served
     types = {"BYTES": "TYPE_STRING", "INT32": "TYPE_INT32", "FP32": "TYPE_FP32", "BOOL": "TYPE_BOOL"}
-    from tritonclient.grpc import model_config_pb2 as triton
-
     for cell, data_type, _, remark in rows:
         for name in re.findall(r"`(\w+)`", cell):
             tensor = (tensors("embed", "input") | tensors("embed", "output"))[name]
@@ -73,11 +74,18 @@ def test_the_figure_names_every_step() -> None:
 
 def test_the_file_map() -> None:
     (tree,) = re.findall(r"```\n(.*?)```", section("File map"), re.DOTALL)
-    named = [line.split()[0] for line in tree.splitlines() if line.strip()]
-    top_level = {path.split("/")[0] for path in tracked_files() if "/" in path} - {".ci"}
-    assert top_level <= {name.split("/")[0] for name in named}
-    for name in named:
-        assert (ROOT / name).exists(), name
+    named, parent = set(), Path()
+    for line in tree.splitlines():
+        names = re.split(r" {2,}", line.strip())[0].split()
+        if not line.startswith(" "):
+            parent = Path(names[0])
+        named |= {parent / name if line.startswith(" ") else Path(name) for name in names}
+    for path in named:
+        assert (ROOT / path).exists(), path
+    top_level = {path.split("/")[0] for path in tracked_files() if "/" in path}
+    assert top_level - {".ci"} <= {path.parts[0] for path in named}
+    models = {path.name for path in (ROOT / "model_repository").iterdir()}
+    assert models == {path.name for path in named if path.parts[0] == "model_repository" and len(path.parts) == 2}
 
 
 def test_commands_and_links_exist() -> None:

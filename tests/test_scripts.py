@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -62,10 +64,60 @@ def test_install_refuses_a_python_that_does_not_do(tmp_path: Path) -> None:
     assert "python-of-nobody is not installed" in missing.stderr
 
 
-def test_quickstart_and_benchmark_refuse_unknown_arguments(tmp_path: Path) -> None:
-    venv = {"VENV": sys.prefix, "PATH": os.environ["PATH"]}
-    for script, argument in (("quickstart", "--chekpoint"), ("benchmark", "")):
-        command = [ROOT / "scripts" / script, *([argument] if argument else [])]
-        ran = run(*command, cwd=tmp_path, **venv)
-        assert ran.returncode == 2, ran.stderr
-        assert "error: " in ran.stderr
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["install", "--dve"], "unknown argument --dve"),
+        (["quickstart", "--chekpoint"], "unknown argument --chekpoint"),
+        (["quickstart", "--checkpoint"], "--checkpoint needs a folder or a hub id"),
+        (["benchmark"], "unknown benchmark ''"),
+        (["benchmark", "report"], "unknown benchmark 'report'"),
+    ],
+)
+def test_scripts_refuse_before_they_install(command: list[str], says: str, tmp_path: Path) -> None:
+    venv = tmp_path / "venv"
+    ran = run(ROOT / "scripts" / command[0], *command[1:], cwd=tmp_path, VENV=str(venv))
+    assert ran.returncode == 2
+    assert ran.stderr.startswith(f"error: {says}")
+    assert not venv.exists()
+
+
+def test_install_clears_nothing_but_a_virtual_environment(tmp_path: Path) -> None:
+    kept = tmp_path / "thesis.txt"
+    kept.touch()
+    ran = run(ROOT / "scripts/install", cwd=tmp_path, PYTHON=sys.executable, VENV=str(tmp_path))
+    assert ran.returncode == 2
+    assert "is no virtual environment" in ran.stderr
+    assert kept.exists()
+
+
+@pytest.fixture
+def installed() -> str:
+    """Return the running environment, if scripts/install made it: the scripts then leave it as it is."""
+    if not list(Path(sys.prefix).glob("installed-*")):
+        pytest.skip("needs the environment of ./scripts/install")
+    return sys.prefix
+
+
+@pytest.mark.triton
+def test_quickstart_embeds_images_and_texts(installed: str, tmp_path: Path) -> None:
+    ran = run(ROOT / "scripts/quickstart", cwd=tmp_path, VENV=installed)
+    assert ran.returncode == 0, ran.stderr
+    assert "similarities mean nothing" in ran.stdout
+    assert "red_apple" in ran.stdout
+    assert "ein roter Apfel" in ran.stdout
+
+
+@pytest.mark.triton
+def test_quickstart_outlives_its_server(installed: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "VENV": installed}
+    command = ROOT / "scripts/quickstart"
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as quickstart:
+        assert quickstart.stdout
+        url = next(line.split()[-1] for line in quickstart.stdout if line.startswith("ready on "))
+        quickstart.terminate()
+        quickstart.stdout.read()
+    assert quickstart.returncode == 128 + signal.SIGTERM
+    host, _, port = url.removeprefix("grpc://").partition(":")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port))).close()

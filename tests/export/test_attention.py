@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from export.attention import BLOCK_ROWS
 from export.to_onnx import to_onnx
 
 SCALE = 0.3
@@ -73,7 +74,7 @@ def test_against_torch(causal: bool, tmp_path: Path) -> None:
     module = Attention(causal)
     to_onnx(module, inputs_of([3, 5]), "output", tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    for lengths in ([3, 5], [1], [1, 1, 1], [40, 1, 7, 2], [129]):
+    for lengths in ([3, 5], [1], [1, 1, 1], [40, 1, 7, 2], [2 * BLOCK_ROWS + 9, 3, BLOCK_ROWS, BLOCK_ROWS + 1]):
         inputs = inputs_of(lengths)
         theirs = reference(inputs, causal)
         torch.testing.assert_close(module(**inputs), theirs)

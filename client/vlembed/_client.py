@@ -14,14 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from ._exceptions import (
-    ConnectError,
-    InvalidInputError,
-    ItemError,
-    OverloadedError,
-    ProtocolError,
-    RequestTimeoutError,
-)
+from ._exceptions import InvalidInputError, ItemError, ProtocolError, RequestTimeoutError, VlembedError
 from ._info import ServerInfo
 from ._items import ItemLike, as_sequence, check_bounds, prepare
 from ._packing import split
@@ -110,7 +103,7 @@ class EmbeddingClient:
         Raises
         ------
         RequestTimeoutError
-            They were not within `timeout_s`; it says why.
+            They were not within `timeout_s`; it says what went wrong last.
         """
         deadline = time.monotonic() + timeout_s
         reason = "its models are not ready"
@@ -118,7 +111,7 @@ class EmbeddingClient:
             try:
                 if self._transport.is_ready(min(left_s, PROBE_TIMEOUT_S)):
                     return
-            except (ConnectError, OverloadedError, RequestTimeoutError) as error:
+            except VlembedError as error:
                 reason = str(error)
             time.sleep(PROBE_INTERVAL_S)
         raise RequestTimeoutError(f"{self._url} was not ready within {timeout_s} s: {reason}")

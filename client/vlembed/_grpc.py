@@ -59,8 +59,10 @@ class GrpcTransport:
         )
         try:
             arrays = {name: result.as_numpy(name) for name in outputs}
-        except (InferenceServerException, ValueError, IndexError, TypeError) as error:
-            raise ProtocolError(f"the answer of {self._url} cannot be read ({error}).") from error
+        except Exception as error:  # tritonclient's parser raises anything on a broken answer
+            raise ProtocolError(
+                f"the answer of {self._url} cannot be read ({error!r}). Is it a vlembed server?"
+            ) from error
         if missing := [name for name, array in arrays.items() if array is None]:
             raise ProtocolError(f"the answer of {self._url} lacks {missing}. Is it a vlembed server?")
         return arrays

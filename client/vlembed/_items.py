@@ -78,7 +78,7 @@ def as_sequence(items: ItemLike | Iterable[ItemLike]) -> Sequence[ItemLike]:
     if isinstance(items, Iterable) and not isinstance(items, Mapping | set | frozenset):
         return list(items)
     raise InvalidInputError(
-        f"items is a {_type_name(items)}. Pass one item or a sequence of them; an item is a str, {IMAGES}, or an Item."
+        f"items is of type {_type_name(items)}. Pass one item or a sequence; an item is a str, {IMAGES}, or an Item."
     )
 
 
@@ -163,7 +163,7 @@ def _encode_text(name: str, text: object) -> bytes:
     if text is None:
         return b""
     if not isinstance(text, str):
-        raise _BadItemError("WRONG_TYPE", f"{name} is a {_type_name(text)}; it needs to be a str.")
+        raise _BadItemError("WRONG_TYPE", f"{name} is of type {_type_name(text)}; it needs to be a str.")
     try:
         return text.encode()
     except UnicodeEncodeError as error:
@@ -212,7 +212,7 @@ def _image_bytes(image: object) -> bytes:
             "WRONG_TYPE", f"image is the str {image[:60]!r}. Pass Path(...) of a file, or .encode() of a data: URI."
         )
     raise _BadItemError(
-        "WRONG_TYPE", f"the item or its image is a {_type_name(image)}. Pass {IMAGES}, or a str as text."
+        "WRONG_TYPE", f"the item or its image is of type {_type_name(image)}. Pass {IMAGES}, or a str as text."
     )
 
 

@@ -36,4 +36,6 @@ def main(url: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("error: the server's URL is needed: python demo/quickstart.py grpc://127.0.0.1:8001")
     main(sys.argv[1])

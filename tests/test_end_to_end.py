@@ -65,6 +65,11 @@ def test_text_of_every_length(client: EmbeddingClient, reference: Reference, scr
     assert ours.image_tokens.tolist() == [0] * len(texts)
 
 
+def test_the_longest_text(client: EmbeddingClient, reference: Reference) -> None:
+    text = text_of(reference, "Latin", 8000)
+    assert_same(client.embed(text).array, [reference.embed(text)])
+
+
 def test_instructions(client: EmbeddingClient, reference: Reference) -> None:
     texts = list(TEXTS.values())
     for instruction in INSTRUCTIONS:

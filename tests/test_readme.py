@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tritonclient.grpc import model_config_pb2 as triton
 
 from server.launch import TritonServer
-from tritonclient.grpc import model_config_pb2 as triton
 from tests.test_configs import ENSEMBLES, STEPS, tensors
 
 ROOT = Path(__file__).resolve().parents[1]

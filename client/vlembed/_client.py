@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from ._connect import open_transport
 from ._exceptions import InvalidInputError, ItemError, ProtocolError, RequestTimeoutError, VlembedError
 from ._info import ServerInfo
 from ._items import ItemLike, as_sequence, check_bounds, prepare
@@ -21,7 +22,7 @@ from ._packing import split
 from ._request import Call, Outcome
 from ._result import Embeddings, concatenate
 from ._similarity import Metric, similarity
-from ._transport import TLS, Transport, open_transport
+from ._transport import TLS, Transport
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack

@@ -1,4 +1,4 @@
-"""How tensors travel: the contract of a transport, the choice by URL, and what a server's refusal means.
+"""How tensors travel: the contract of a transport, and what a server's refusal means.
 
 Knows no item and no pack. A transport raises this package's errors only.
 """
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
-from urllib.parse import SplitResult, urlsplit
 
 import numpy.typing as npt
 
@@ -19,10 +18,8 @@ from ._exceptions import InvalidInputError, ItemError, OverloadedError, ServerEr
 
 Tensors: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
-SCHEMES = ("grpc", "grpcs", "http", "https")
 FULL_QUEUE = re.compile(r"exceeds maximum queue size|request timeout expired", re.IGNORECASE)
 ENSEMBLE = re.compile(r"^in ensemble '\w+', ")  # what the server puts before the message of a step
-HEADER_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 @dataclass(frozen=True)
@@ -64,55 +61,6 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Close every connection; what is called later raises `ConnectError`."""
-
-
-def open_transport(url: str, *, tls: TLS | None, headers: Mapping[str, str] | None) -> Transport:
-    """Return the transport of a URL's scheme; nothing is sent yet.
-
-    Raises
-    ------
-    InvalidInputError
-        Naming the part of the URL, the file or the header that is wrong.
-    """
-    from ._grpc import GrpcTransport
-    from ._http import HttpTransport
-
-    address = _split_url(url)
-    _check_tls(address, tls)
-    for name, value in (headers or {}).items():
-        if not HEADER_NAME.fullmatch(name) or not value.isascii() or not value.isprintable():
-            raise InvalidInputError(f"header {name!r} or its value cannot be sent. Use one line of printable ASCII.")
-    transport = GrpcTransport if address.scheme in ("grpc", "grpcs") else HttpTransport
-    return transport(address, tls=tls, headers=headers)
-
-
-def _split_url(url: str) -> SplitResult:
-    rule = "Pass one like grpc://127.0.0.1:8001, http://127.0.0.1:8000, or grpcs:// and https:// for TLS."
-    try:
-        address = urlsplit(url)
-        has_port = address.port is not None
-    except ValueError as error:
-        raise InvalidInputError(f"url is {url!r} ({error}). {rule}") from error
-    if address.scheme not in SCHEMES or not address.hostname:
-        raise InvalidInputError(f"url is {url!r}, which has no scheme of {', '.join(SCHEMES)}, or no host. {rule}")
-    is_grpc = address.scheme in ("grpc", "grpcs")
-    if is_grpc and (not has_port or address.path not in ("", "/")):
-        raise InvalidInputError(f"url is {url!r}; one of gRPC is a host and a port. {rule}")
-    if address.username or address.query or address.fragment:
-        raise InvalidInputError(f"url has a user, a query or a fragment, which are not sent. Use headers. {rule}")
-    return address
-
-
-def _check_tls(address: SplitResult, tls: TLS | None) -> None:
-    if tls is None:
-        return
-    if address.scheme in ("grpc", "http"):
-        raise InvalidInputError(f"tls is given, but {address.scheme}:// is not encrypted. Use {address.scheme}s://.")
-    if (tls.cert_file is None) != (tls.key_file is None):
-        raise InvalidInputError("tls has one of cert_file and key_file. Pass both or none.")
-    for name, file in vars(tls).items():
-        if file is not None and not Path(file).is_file():
-            raise InvalidInputError(f"tls.{name} is {str(file)!r}, which is no file. Pass the path of a PEM file.")
 
 
 def refusal(message: str, *, is_unavailable: bool, status: str) -> VlembedError:

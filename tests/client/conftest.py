@@ -127,7 +127,7 @@ class HttpStub:
 @pytest.fixture
 def http_stub() -> Iterator[HttpStub]:
     stub = HttpStub()
-    thread = threading.Thread(target=stub.server.serve_forever)
+    thread = threading.Thread(target=stub.server.serve_forever, args=(0.01,))  # seconds until a shutdown is seen
     thread.start()
     yield stub
     stub.server.shutdown()

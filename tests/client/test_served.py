@@ -81,7 +81,6 @@ def test_bad_items_of_all_packs(client: EmbeddingClient) -> None:
 
 
 def test_a_whole_pack_of_bad_items_is_told(client: EmbeddingClient) -> None:
-    """Over gRPC an error travels in a trailer, which is bounded unless told otherwise."""
     items = [Item(text="猫" * 9000 + str(number)) for number in range(64)]
     with pytest.raises(InvalidInputError) as caught:
         client.embed([*items, *[b"\xff" * 8] * 64])

@@ -357,6 +357,16 @@ def check_refusal(url: str, message: str, kind: type[VlembedError]) -> None:
         assert message in str(caught.value)
 
 
+def test_long_refusals_over_grpc(grpc_stub: GrpcStub) -> None:
+    """Hold what a pack of bad items says; in gRPC it is a trailer, of 8 KiB at most by default."""
+    items = [{"index": index, "code": "TEXT_BAD", "message": "schön " * 30} for index in range(1000)]
+    grpc_stub.status = grpc.StatusCode.INVALID_ARGUMENT
+    grpc_stub.message = f"{REFUSAL}\n{json.dumps({'code': 'INVALID_ITEMS', 'items': items}, ensure_ascii=False)}"
+    with EmbeddingClient(grpc_stub.url) as client, pytest.raises(InvalidInputError) as caught:
+        client.info()
+    assert len(caught.value.items) == 1000
+
+
 # --- arguments ---
 
 

@@ -66,6 +66,7 @@ class Checkpoint:
         """Return what `preprocess` needs beside the tokenizer: preprocessing.json."""
         return {
             "hidden_size": self.hidden_size,
+            "min_dimensions": MIN_DIMENSIONS,
             "image_embeds_size": self.image_embeds_size,
             "default_instruction": DEFAULT_INSTRUCTION,
             "image_token": self.image_token,
@@ -164,16 +165,19 @@ def open_checkpoint(name: str) -> Checkpoint:
             raise ExportError(f"{name}: {file} is missing. Pass a complete Hugging Face checkpoint.")
     if not any(folder.glob("*.safetensors")):
         raise ExportError(f"{name}: no *.safetensors weights. Save the model with safetensors.")
-    config = AutoConfig.from_pretrained(folder)
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers raises anything on broken files
+        raise ExportError(
+            f"{name}: config.json or the tokenizer's files are broken ({error}). Save them again."
+        ) from error
     if config.model_type != "qwen3_vl":
         raise ExportError(f"{name}: model_type is {config.model_type!r}; only 'qwen3_vl' can be exported.")
     for key, expected in VISION_LAYOUT.items():
         if (value := getattr(config.vision_config, key)) != expected:
             raise ExportError(f"{name}: vision_config.{key} is {value}; the wire format fixes {expected}.")
     _check_normalisation(name, folder)
-    checkpoint = Checkpoint(
-        folder, folder.name if Path(name).is_dir() else name, config, AutoTokenizer.from_pretrained(folder)
-    )
+    checkpoint = Checkpoint(folder, folder.resolve().name if Path(name).is_dir() else name, config, tokenizer)
     if checkpoint.hidden_size < MIN_DIMENSIONS:
         raise ExportError(f"{name}: hidden_size is {checkpoint.hidden_size}; at least {MIN_DIMENSIONS} is needed.")
     return checkpoint

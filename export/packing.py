@@ -43,7 +43,8 @@ def find_segments(
     """
     request_of_item = segment_index(item_offsets[:-1], lengths.shape[0])
     claimed = count_per_segment(lengths, item_offsets)
-    invalid = count_per_segment((~(valid & (lengths > 0))).to(torch.int64), item_offsets)
+    possible = valid & (lengths > 0) & (lengths <= num_rows)  # so that no sum of claims overflows
+    invalid = count_per_segment((~possible).to(torch.int64), item_offsets)
     consistent = (claimed == row_offsets.diff()) & (invalid == 0)
 
     before = starts_of(lengths)

@@ -11,11 +11,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from .checkpoint import ExportError
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "model_repository"
+MARKS = ("embed/config.pbtxt", "info/1/info.json")  # by which a folder is known as one of ours
 HIDDEN_SIZE_2B = 2048
 IMAGE_EMBEDS_SIZE_2B = 8192
 
@@ -27,22 +29,24 @@ def new_repository(output: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises
     ------
     ExportError
-        `output` exists and `overwrite` is false.
+        `output` exists and `overwrite` is false, or it is no model repository.
     """
-    if output.exists() and not overwrite and (output.is_file() or any(output.iterdir())):
-        raise ExportError(f"{output} exists already. Pass --overwrite to replace it, or another --output.")
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(TEMPLATE, partial, ignore=shutil.ignore_patterns("__pycache__", ".*", "*.onnx*"))
-    for model in TEMPLATE.iterdir():
-        (partial / model.name / "1").mkdir(exist_ok=True)  # Triton wants a version folder of ensembles, too
-    try:
+    output = output.resolve()
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        if not all((output / file).is_file() for file in MARKS):
+            raise ExportError(f"{output} exists and is no model repository. Pass another --output.")
+        if not overwrite:
+            raise ExportError(f"{output} exists already. Pass --overwrite to replace it, or another --output.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+        partial = Path(folder) / "repository"
+        shutil.copytree(TEMPLATE, partial, ignore=shutil.ignore_patterns("__pycache__", ".*", "*.onnx*"))
+        for model in TEMPLATE.iterdir():
+            (partial / model.name / "1").mkdir(exist_ok=True)  # Triton wants a version folder of ensembles, too
         yield partial
         if output.exists():
             shutil.rmtree(output)
         partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def fill_sizes(repository: Path, hidden_size: int, image_embeds_size: int) -> None:

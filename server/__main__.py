@@ -10,7 +10,7 @@ from types import FrameType
 
 from .launch import ServerStartError, TritonServer
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last when the terminal goes
 
 
 def main() -> int:
@@ -21,13 +21,13 @@ def main() -> int:
     try:
         with TritonServer(**vars(arguments), log_stream=sys.stderr) as server:
             print(f"ready {server.http_url} {server.grpc_url}", flush=True)
-            status = server.wait()
+            reason = server.wait()
     except ServerStartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 0
-    print(f"error: tritonserver died with status {status}; its log is above.", file=sys.stderr)
+    print(f"error: {reason}; the log is above.", file=sys.stderr)
     return 1
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 
 from .errors import ServerStartError
 from .process import HTTP, TritonProcess
@@ -47,6 +48,10 @@ class TritonServer(TritonProcess):
             with error:
                 answer = error.read().decode()
             raise ServerStartError(f"the models loaded, but a text was not embedded: {answer}") from None
+        except (OSError, HTTPException) as error:
+            raise ServerStartError(
+                f"the models loaded, but a text was not embedded ({error}):\n{self._log.failure()}"
+            ) from None
         norm = math.hypot(*outputs["embedding"])
         if not abs(norm - 1) < MAX_NORM_ERROR:  # written so that NaN fails, too
             raise ServerStartError(

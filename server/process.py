@@ -29,6 +29,7 @@ from .server_log import ServerLog
 EXIT_TIMEOUT_S = 30  # tritonserver waits this long for requests in flight, then leaves
 KILL_AFTER_S = EXIT_TIMEOUT_S + 15  # of SIGTERM; unloading the models takes a moment, too
 POLL_INTERVAL_S = 0.05
+WATCH_INTERVAL_S = 1.0
 HEALTH_TIMEOUT_S = 5.0
 SHARED_MEMORY = Path("/dev/shm")
 HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
@@ -108,9 +109,17 @@ class TritonProcess:
         """Return the last 10,000 lines of the server's log."""
         return self._log.text()
 
-    def wait(self) -> int:
-        """Wait until the server ends by itself; return its exit status."""
-        return self._process.wait()
+    def wait(self) -> str:
+        """Wait until the server, or one of its Python processes, ends by itself; return which.
+
+        tritonserver neither restarts such a process nor stops being ready: whoever serves should start anew.
+        """
+        members = _group_members(self.pid)
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return f"tritonserver ended with status {self._process.wait(WATCH_INTERVAL_S)}"
+            if members - _group_members(self.pid):
+                return "a Python process of tritonserver died"
 
     def __enter__(self) -> TritonProcess:
         """Start the server; return when all models are ready."""
@@ -215,6 +224,17 @@ def _wheel_environment(server: WheelServer) -> dict[str, str]:
     if not server.sees_gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ""  # so that KIND_AUTO means CPU
     return environment
+
+
+def _group_members(group: int) -> set[int]:
+    """Return the living processes of a process group."""
+    members = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                members.add(int(path.parent.name))
+    return members
 
 
 def _remove_regions(prefix: str) -> None:

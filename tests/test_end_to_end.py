@@ -232,6 +232,24 @@ def test_no_input_at_all(wire: Wire) -> None:
     assert "neither text nor image" in caught.value.message()
 
 
+def test_a_pack_of_bad_items_is_told_to_any_client(wire: Wire) -> None:
+    """Sixty-four long messages would be more metadata than gRPC takes by default."""
+    with pytest.raises(InferenceServerException) as caught:
+        wire.embed(image=[b"%PDF \xff\xff"] * 64)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    items = json.loads(caught.value.message().partition("\n")[2])["items"]
+    assert [(item["index"], item["code"]) for item in items] == [(i, "IMAGE_UNDECODABLE") for i in range(64)]
+    assert "%PDF" in items[0]["message"]
+
+
+@pytest.mark.parametrize("output", ["embedding", "text_tokens", "image_tokens"])
+def test_any_output_alone(wire: Wire, output: str) -> None:
+    for model in ("embed", "embed_text"):
+        outputs = wire.infer(model, {"text": np.array([b"a", b"b"], np.object_)}, [output])
+        assert list(outputs) == [output]
+        assert len(outputs[output]) == 2
+
+
 def test_bad_requests_harm_nobody(server: TritonServer, wire: Wire) -> None:
     """Send every bad request again and again among good ones; the good ones stay exact."""
     good = {"text": [b"a cat", b""], "image": [b"", PNG]}
@@ -262,9 +280,7 @@ def test_bad_requests_harm_nobody(server: TritonServer, wire: Wire) -> None:
 def step_tensors(wire: Wire) -> dict[str, np.ndarray]:
     """Return what preprocess makes of a good request."""
     tensors = {"text": np.array([b"a cat", b"a dog"], np.object_), "image": np.array([PNG, b""], np.object_)}
-    return wire.infer(
-        "preprocess", tensors, ["input_ids", "position_ids", "lengths", "patches", "grid_thw", "text_tokens"]
-    )
+    return wire.infer("preprocess", tensors, ["input_ids", "position_ids", "lengths", "patches", "grid_thw"])
 
 
 def language_inputs(tensors: dict[str, np.ndarray], image_embeds: np.ndarray) -> dict[str, np.ndarray]:
@@ -319,6 +335,6 @@ def test_empty_ragged_tensors_are_refused(wire: Wire, empty: str) -> None:
 
 
 def test_pooling_refuses_what_is_not_finite(wire: Wire) -> None:
-    pooled = np.full((1, 2, 128), np.nan, np.float32)
+    pooled, counts = np.full((1, 2, 128), np.nan, np.float32), np.ones(2, np.int32)
     with pytest.raises(InferenceServerException, match=r"no finite hidden state for items \[0, 1\]"):
-        wire.infer("pooling", {"pooled": pooled, "text_tokens": np.ones(2, np.int32)})
+        wire.infer("pooling", {"pooled": pooled, "num_text_tokens": counts, "num_image_tokens": counts})

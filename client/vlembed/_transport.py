@@ -79,7 +79,7 @@ def refusal(message: str, *, is_unavailable: bool, status: str) -> VlembedError:
     if details.startswith("{"):
         try:
             told = json.loads(details)
-            items = [ItemError(int(item["index"]), str(item["code"]), str(item["message"])) for item in told["items"]]
+            items = [ItemError(int(i["index"]), str(i["code"]), str(i["message"] or i["code"])) for i in told["items"]]
             return InvalidInputError(line, items, code=str(told["code"]))
         except (KeyError, TypeError, ValueError):
             pass  # a message of somebody else

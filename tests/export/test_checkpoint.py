@@ -37,6 +37,7 @@ SPOIL = {
     "no config": (lambda f: (f / "config.json").unlink(), "config.json is missing"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json is missing"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no \\*.safetensors"),
+    "a broken config": (lambda f: (f / "config.json").write_text("{"), "files are broken"),
     "another model": (
         lambda f: edit_json(f / "config.json", lambda c: c.update(model_type="qwen3")), "model_type is 'qwen3'",
     ),

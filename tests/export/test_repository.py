@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,6 +30,7 @@ FILES = {
 
 def test_files(repository: Path) -> None:
     leaves = {path for path in repository.rglob("*") if path.is_file() or not any(path.iterdir())}
+    leaves = {path for path in leaves if path.parent.name != "__pycache__"}
     assert {str(path.relative_to(repository)) for path in leaves} == FILES
 
 
@@ -52,12 +54,24 @@ def test_info(repository: Path, checkpoint: Checkpoint) -> None:
     assert info["fingerprint"] == checkpoint.fingerprint({"precision": "fp32"})
 
 
-def test_an_existing_repository_is_kept(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    (tmp_path / "repository").mkdir()
-    (tmp_path / "repository" / "precious").touch()
+def test_an_existing_repository_is_kept_unless_told(checkpoint: Checkpoint, repository: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(repository, tmp_path / "repository"))
+    (old / "precious").touch()
     with pytest.raises(ExportError, match="--overwrite"):
-        export(str(checkpoint.folder), tmp_path / "repository")
-    assert (tmp_path / "repository" / "precious").exists()
+        export(str(checkpoint.folder), old)
+    assert (old / "precious").exists()
+    export(str(checkpoint.folder), old, overwrite=True)
+    assert not (old / "precious").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_nothing_but_a_repository_is_overwritten(checkpoint: Checkpoint, tmp_path: Path, kind: str) -> None:
+    thesis = tmp_path / "home" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.touch()
+    with pytest.raises(ExportError, match="no model repository"):
+        export(str(checkpoint.folder), thesis if kind == "file" else thesis.parent, overwrite=True)
+    assert thesis.exists()
 
 
 def test_a_graph_that_disagrees_is_not_placed(

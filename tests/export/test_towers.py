@@ -104,6 +104,7 @@ VISION_LIES = {
     "negative": {"grid_thw": [[1, -4, -4]]},
     "huge": {"grid_thw": [[1, 2**31 - 2, 2**31 - 2]]},
     "one image too many": {"grid_thw": [[1, 4, 4], [1, 2, 2]]},
+    "a sum that overflows": {"grid_thw": [[1, 2**31 - 2, 2**31 - 2]] * 16 + [[1, 2**31 - 2, 64], [1, 8, 10]]},
 }
 LANGUAGE_LIES = {
     "lengths too long": {"lengths": [3, 6]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 import struct
@@ -85,6 +86,8 @@ def test_first_frame_of_a_gif() -> None:
 
 def test_bytes_and_data_uri_agree() -> None:
     data = encode(image())
+    wrapped = b" data:;base64,\n" + base64.encodebytes(data)  # as MIME has it, and without a label
+    np.testing.assert_array_equal(patches_of(data)[0], patches_of(wrapped)[0])
     np.testing.assert_array_equal(patches_of(data)[0], patches_of(data_uri(data))[0])
     jpeg = encode(image(), "JPEG")
     np.testing.assert_array_equal(patches_of(jpeg)[0], patches_of(data_uri(jpeg, "image/jpg"))[0])
@@ -104,6 +107,13 @@ def frames(image_format: str) -> bytes:
     return encode(image(64, 64), image_format, save_all=True, append_images=[image(64, 64, seed=1)])
 
 
+def jpeg_of_scans(num_scans: int) -> bytes:
+    """Return a progressive JPEG with many empty scans: a small file that would take minutes to decode."""
+    data = encode(image(200, 200), "JPEG", progressive=True)
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00"  # one component, AC coefficients 1 ... 63
+    return data[:-2] + scan * num_scans + data[-2:]
+
+
 PNG, JPEG = encode(image()), encode(image(200, 200), "JPEG")
 BAD = {
     "a PDF": (b"%PDF-1.7 not an image", "IMAGE_UNDECODABLE", "%PDF"),
@@ -119,6 +129,7 @@ BAD = {
     "a pixel bomb": (png_header(60_000, 60_000), "IMAGE_TOO_LARGE", "67108864"),
     "one pixel row too many": (png_header(8192, 8193), "IMAGE_TOO_LARGE", "8192 x 8193"),
     "a strip over 200:1": (encode(image(201, 1)), "IMAGE_RATIO", "201 x 1"),
+    "a JPEG of many scans": (jpeg_of_scans(200), "IMAGE_TOO_COMPLEX", "the server takes 100"),
     "a JPEG labelled PNG": (data_uri(JPEG, "image/png"), "IMAGE_MISLABELLED", "image/jpeg"),
     "a PNG labelled text": (data_uri(PNG, "text/plain"), "IMAGE_MISLABELLED", "text/plain"),
     "a data: URI of nothing": (b"data:image/png;base64,", "IMAGE_EMPTY", "no bytes"),
@@ -136,6 +147,13 @@ def test_bad_images_are_refused(name: str) -> None:
         patches_of(data)
     assert caught.value.code == code
     assert says in str(caught.value)
+
+
+def test_decoded_pixels_are_given_back() -> None:
+    opened = open_image(encode(image()), **LIMITS)
+    write_patches(opened, np.empty((opened.num_tokens, PATCH_SIZE), np.uint8))
+    with pytest.raises(ValueError, match="closed"):
+        opened.image.getpixel((0, 0))
 
 
 def test_too_many_bytes_are_refused_unread() -> None:

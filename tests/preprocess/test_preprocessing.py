@@ -32,8 +32,8 @@ def test_text_against_transformers(
     pack = preprocessor(text=[text.encode()], instruction=[instruction.encode()])
     theirs = reference.input_ids(text, instruction)
     assert pack.input_ids[0, : pack.lengths[0, 0]].tolist() == theirs
-    assert pack.text_tokens.tolist() == [len(theirs)]
-    assert pack.image_tokens.tolist() == [0]
+    assert pack.num_text_tokens.tolist() == [len(theirs)]
+    assert pack.num_image_tokens.tolist() == [0]
 
 
 @pytest.mark.parametrize("text", ["", "Two cats.", "\n\nline", "猫"])
@@ -42,7 +42,7 @@ def test_image_and_text_against_transformers(preprocessor: Preprocessor, referen
     theirs = reference.input_ids(text, num_image_tokens=6)
     assert pack.input_ids[0].tolist() == theirs
     assert pack.lengths.tolist() == [[len(theirs)]]
-    assert (pack.text_tokens.tolist(), pack.image_tokens.tolist()) == ([len(theirs) - 6], [6])
+    assert (pack.num_text_tokens.tolist(), pack.num_image_tokens.tolist()) == ([len(theirs) - 6], [6])
 
 
 @pytest.mark.parametrize("size", [(96, 64), (64, 96), (320, 32), (32, 320), (640, 480)])
@@ -99,7 +99,7 @@ def test_no_tensor_is_ever_empty(preprocessor: Preprocessor) -> None:
     pack = preprocessor(text=[b"", b"x"])
     assert all(tensor.size for tensor in vars(pack).values())
     assert (pack.lengths.shape, pack.patches.shape, pack.grid_thw.tolist()) == ((1, 3), (1, 1, 6144), [[[1, 2, 2]]])
-    assert pack.text_tokens.shape == (2,)  # the sentinel is nobody's item
+    assert pack.num_text_tokens.shape == (2,)  # the sentinel is nobody's item
 
 
 def test_types_and_shapes_of_the_wire(preprocessor: Preprocessor) -> None:
@@ -110,8 +110,8 @@ def test_types_and_shapes_of_the_wire(preprocessor: Preprocessor) -> None:
         "lengths": ("int32", (1, 1)),
         "patches": ("uint8", (1, 6, 6144)),
         "grid_thw": ("int32", (1, 1, 3)),
-        "text_tokens": ("int32", (1,)),
-        "image_tokens": ("int32", (1,)),
+        "num_text_tokens": ("int32", (1,)),
+        "num_image_tokens": ("int32", (1,)),
     }
 
 
@@ -127,7 +127,7 @@ def test_over_long_text_is_an_error_or_cut_on_request(folder: Path, reference: R
     assert [(item["index"], item["code"]) for item in details["items"]] == [(1, "TEXT_TOO_LONG")]
 
     pack = small(text=[text.encode()], truncate=True)
-    assert pack.text_tokens.tolist() == [60]
+    assert pack.num_text_tokens.tolist() == [60]
     whole = reference.input_ids(text)
     end = 7  # <|im_end|> \n <|im_start|> assistant \n <|endoftext|>, `assistant` in one or two tokens
     tail = [i for i in range(1, end + 1) if whole[-i:] == pack.input_ids[0, 60 - i : 60].tolist()]
@@ -164,8 +164,8 @@ REFUSED = {
     "no items": ({"text": []}, "NO_INPUT", "at least one"),
     "different n": ({"text": [b"a", b"b"], "image": [PNG]}, "SHAPE_MISMATCH", "text has 2 entries and image has 1"),
     "instructions": ({"text": [b"a"] * 3, "instruction": [b"x"] * 2}, "SHAPE_MISMATCH", "2 entries for 3 items"),
-    "dimensions below": ({"text": [b"a"], "dimensions": 63}, "DIMENSIONS_UNKNOWN", "63; this model gives 64 to 128"),
-    "dimensions above": ({"text": [b"a"], "dimensions": 129}, "DIMENSIONS_UNKNOWN", "129"),
+    "dimensions below": ({"text": [b"a"], "dimensions": 63}, "DIMENSIONS_OUT_OF_RANGE", "63; this model gives 64 to"),
+    "dimensions above": ({"text": [b"a"], "dimensions": 129}, "DIMENSIONS_OUT_OF_RANGE", "129"),
     "max_pixels": ({"image": [PNG], "max_pixels": 1_843_201}, "MAX_PIXELS_OUT_OF_RANGE", "4096 to 1843200"),
     "too many items": ({"text": [b"a"] * 65}, "PACK_TOO_LARGE", "65 items; the server takes 64"),
     "too many tokens": ({"text": ["猫犬".encode() * 1200] * 3}, "PACK_TOO_LARGE", "takes 16384"),
@@ -173,7 +173,7 @@ REFUSED = {
         {"image": [encode(image(1300, 1300))] * 3}, "PACK_TOO_LARGE", "visual tokens; the server takes 4096",
     ),
     "empty image alone": ({"image": [b""]}, "INVALID_ITEMS", "image is empty"),
-    "too many bytes": ({"text": [b"a" * 1_048_577]}, "INVALID_ITEMS", "1048577 bytes"),
+    "too many bytes": ({"text": [b"a" * 262_145]}, "INVALID_ITEMS", "262145 bytes"),
     "bad instruction": ({"text": [b"a"], "instruction": [b"\xff"]}, "INVALID_ITEMS", "instruction is not UTF-8"),
 }  # fmt: skip
 

@@ -22,9 +22,13 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> Any:
         pooled = pb_utils.get_input_tensor_by_name(request, "pooled").as_numpy()[0]  # (n, D) or (n+1, D)
-        num_items = pb_utils.get_input_tensor_by_name(request, "text_tokens").as_numpy().size
+        text_tokens, image_tokens = (
+            pb_utils.get_input_tensor_by_name(request, f"num_{name}").as_numpy()
+            for name in ("text_tokens", "image_tokens")
+        )
         dimensions = pb_utils.get_input_tensor_by_name(request, "dimensions")
         size = pooled.shape[1] if dimensions is None else int(dimensions.as_numpy()[0])
+        num_items = text_tokens.size
         if not 1 <= size <= pooled.shape[1] or num_items > len(pooled):
             message = (
                 f"{num_items} items of {size} dimensions were asked of pooled {pooled.shape}. Call `embed` instead."
@@ -38,4 +42,11 @@ class TritonPythonModel:
                 f"the language model gave no finite hidden state for items {bad}. Report it with the server's log."
             )
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))
-        return pb_utils.InferenceResponse([pb_utils.Tensor("embedding", prefix / np.maximum(norm, EPSILON))])
+        outputs = {
+            "embedding": prefix / np.maximum(norm, EPSILON),
+            "text_tokens": text_tokens,
+            "image_tokens": image_tokens,
+        }
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, outputs[name]) for name in request.requested_output_names()]
+        )

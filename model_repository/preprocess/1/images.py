@@ -28,8 +28,12 @@ PATCH_SIZE = MERGE * MERGE * 3 * TEMPORAL * PATCH_PX * PATCH_PX  # 6144 bytes of
 MAX_RATIO = 200
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-STILL_FORMATS = ("PNG", "WEBP", "TIFF")  # several frames of these are refused; of a GIF the first one is taken
-DATA_URI = re.compile(rb"data:([^;,]*)((?:;[^;,]*)*),", re.IGNORECASE)
+STILL_FORMATS = ("PNG", "WEBP", "TIFF")  # several frames of these are refused; of GIF and MPO the first one is taken
+DATA_URI = re.compile(rb"\s*data:([^;,]*)((?:;[^;,]*)*),", re.IGNORECASE)
+SYNONYMS = {"image/jpg": "image/jpeg", "image/x-ms-bmp": "image/bmp"}
+UNLABELLED = ("", "application/octet-stream")
+START_OF_SCAN = b"\xff\xda"
+MAX_SCANS = 100  # a progressive JPEG has about ten; each one costs a pass over all pixels
 URL = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://")
 ENCODED = "Send the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file, or a data: URI of one."
 
@@ -79,7 +83,7 @@ def open_image(
         raise _too_many_bytes(len(data), max_image_bytes)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        is_animated = image.format in STILL_FORMATS and getattr(image, "n_frames", 1) > 1
+        is_animated = image.format in STILL_FORMATS and getattr(image, "is_animated", False)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ItemError("IMAGE_TOO_LARGE", f"image: {error}; the server takes {max_image_pixels} pixels.") from error
     except Exception as error:  # the parsers raise anything on hostile bytes
@@ -93,6 +97,10 @@ def open_image(
             "IMAGE_TOO_LARGE",
             f"image is {width} x {height} = {width * height} pixels; the server takes {max_image_pixels}. "
             "Scale it down.",
+        )
+    if image.format in ("JPEG", "MPO") and (num_scans := data.count(START_OF_SCAN)) > MAX_SCANS:
+        raise ItemError(
+            "IMAGE_TOO_COMPLEX", f"image is a JPEG of {num_scans} scans; the server takes {MAX_SCANS}. Encode it again."
         )
     if is_animated:
         raise ItemError(
@@ -125,14 +133,14 @@ def _read_data_uri(data: bytes) -> tuple[bytes, str]:
         if not options.endswith(b";base64"):
             raise ItemError("IMAGE_UNDECODABLE", f"image is a data: URI without ;base64 ({data[:40]!r}). {ENCODED}")
         try:
-            decoded = base64.b64decode(data[header.end() :], validate=True)
+            decoded = base64.b64decode(b"".join(data[header.end() :].split()), validate=True)  # MIME breaks lines
         except binascii.Error as error:
             raise ItemError(
                 "IMAGE_UNDECODABLE", f"image is a data: URI with bad base64 ({error}). {ENCODED}"
             ) from error
         if not decoded:
             raise ItemError("IMAGE_EMPTY", f"image is a data: URI of no bytes ({data[:40]!r}). {ENCODED}")
-        return decoded, {"image/jpg": "image/jpeg", "": "text/plain"}.get(media_type, media_type)
+        return decoded, "" if media_type in UNLABELLED else SYNONYMS.get(media_type, media_type)
     if URL.match(data):
         raise ItemError("IMAGE_IS_URL", f"image is a URL ({data[:60]!r}); the server fetches nothing. {ENCODED}")
     return data, ""
@@ -172,6 +180,8 @@ def write_patches(opened: OpenImage, out: npt.NDArray[np.uint8]) -> None:
         raise ItemError(
             code, f"image is a {opened.image.format} whose data cannot be decoded ({error}). {ENCODED}"
         ) from error
+    finally:
+        opened.image.close()  # a pack's decoded images would fill the memory together
     rows, columns = opened.grid
     pixels = np.asarray(rgb).reshape(rows, MERGE, PATCH_PX, columns, MERGE, PATCH_PX, 3)
     patches = pixels.transpose(0, 3, 1, 4, 6, 2, 5)  # (rows, columns, MERGE, MERGE, 3, PATCH_PX, PATCH_PX)

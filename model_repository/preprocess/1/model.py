@@ -38,10 +38,10 @@ class TritonPythonModel:
         except PackError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
         tensors = dict(vars(pack))
-        tensors["image_embeds"] = np.zeros((1, 1, self.preprocessor.image_embeds_size), np.float32)
-        return pb_utils.InferenceResponse(
-            [pb_utils.Tensor(name, tensors[name]) for name in request.requested_output_names()]
-        )
+        requested = request.requested_output_names()
+        if "image_embeds" in requested:
+            tensors["image_embeds"] = np.zeros((1, 1, self.preprocessor.image_embeds_size), np.float32)
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, tensors[name]) for name in requested])
 
 
 def _values(request: Any, name: str) -> list[bytes] | None:

@@ -23,7 +23,8 @@ from tokenizers import Tokenizer
 
 from images import MERGE, PATCH_SIZE, ItemError, OpenImage, open_image, write_patches
 
-MIN_DIMENSIONS = 64  # the smallest Matryoshka size the model was trained for
+MAX_CACHED_INSTRUCTION = 1000  # characters; a stranger's long ones would fill the memory
+MAX_ERROR_BYTES = 6000  # a gRPC client takes 8192 of metadata, which carry the error, unless it asks for more
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Bounds:
     max_tokens: int = 8192  # tokens of an item, template and image included
     max_pack_tokens: int = 16384  # tokens of a pack
     max_pack_image_tokens: int = 4096  # visual tokens of a pack
-    max_text_bytes: int = 1_048_576  # UTF-8 bytes of a text or an instruction
+    max_text_bytes: int = 262_144  # UTF-8 bytes of a text or an instruction
     max_image_bytes: int = 20_971_520  # bytes of an encoded image
     max_image_pixels: int = 67_108_864  # pixels of an image, checked before decoding
     min_pixels: int = 4096  # an image is scaled up to at least this
@@ -55,8 +56,8 @@ class Pack:
     lengths: npt.NDArray[np.int32]  # (1, n), or (1, n+1) with the sentinel item
     patches: npt.NDArray[np.uint8]  # (1, V, 6144)
     grid_thw: npt.NDArray[np.int32]  # (1, images, 3) in patches
-    text_tokens: npt.NDArray[np.int32]  # (n,)
-    image_tokens: npt.NDArray[np.int32]  # (n,)
+    num_text_tokens: npt.NDArray[np.int32]  # (n,)
+    num_image_tokens: npt.NDArray[np.int32]  # (n,)
 
 
 class Layout(NamedTuple):
@@ -68,11 +69,21 @@ class Layout(NamedTuple):
 
 
 class PackError(ValueError):
-    """A pack is refused. The message is a line for people, then a JSON object for programs, with every bad item."""
+    """A pack is refused. The message is a line for people, then a JSON object for programs, with every bad item.
+
+    Index and code of every item are always there; its message is too, as long as the whole stays a legal gRPC error.
+    """
 
     def __init__(self, code: str, message: str, items: Mapping[int, ItemError] | None = None) -> None:
-        details = [{"index": i, "code": e.code, "message": str(e)} for i, e in sorted((items or {}).items())]
-        super().__init__(f"{message}\n{json.dumps({'code': code, 'items': details}, ensure_ascii=False)}")
+        bad = sorted((items or {}).items())
+        details = [{"index": index, "code": error.code, "message": ""} for index, error in bad]
+        size_bytes = len(json.dumps([message, details]))
+        for detail, (_, error) in zip(details, bad, strict=True):
+            size_bytes += len(json.dumps(str(error)))
+            if size_bytes > MAX_ERROR_BYTES:
+                break
+            detail["message"] = str(error)
+        super().__init__(f"{message}\n{json.dumps({'code': code, 'items': details})}")
         self.code = code
 
     @classmethod
@@ -106,7 +117,7 @@ class Prompt:
         self._before_pads, self._after_pads = self.encode(before_pads), self.encode(after_pads)
         self._pad = self._id(image_token)
         self._end = self.encode(pieces["after_content"]) + end
-        self._lead = lru_cache(maxsize=256)(self._encode_lead)
+        self._cached_lead = lru_cache(maxsize=256)(self._encode_lead)
         self.sentinel = [self._pad]  # the item of one visual token that an imageless pack carries
 
     def _split_last(self, piece: str) -> tuple[str, str]:
@@ -128,6 +139,10 @@ class Prompt:
 
     def _plain(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids) if text else []
+
+    def _lead(self, instruction: str) -> list[int]:
+        is_short = len(instruction) <= MAX_CACHED_INSTRUCTION
+        return self._cached_lead(instruction) if is_short else self._encode_lead(instruction)
 
     def _encode_lead(self, instruction: str) -> list[int]:
         before, open_piece = self._split_last(self._before_instruction)
@@ -175,6 +190,7 @@ class Preprocessor:
         tokenizer.no_padding()
         self.bounds = bounds
         self.hidden_size: int = settings["hidden_size"]
+        self.min_dimensions: int = settings["min_dimensions"]
         self.image_embeds_size: int = settings["image_embeds_size"]  # 4D for a DeepStack of three
         self.default_instruction: str = settings["default_instruction"]
         self._prompt = Prompt(tokenizer, settings["prompt"], settings["image_token"])
@@ -202,7 +218,7 @@ class Preprocessor:
         max_pixels
             Image budget of this request, within the bounds.
         truncate
-            Cut over-long text to `max_tokens` instead of refusing it; `text_tokens` tells what was left. Never images.
+            Cut over-long text to `max_tokens` instead of refusing it; `num_text_tokens` tells what was left.
 
         Raises
         ------
@@ -255,15 +271,15 @@ class Preprocessor:
             lengths=np.array([lengths], np.int32),
             patches=patches[None],
             grid_thw=np.array([grids], np.int32),
-            text_tokens=text_tokens,
-            image_tokens=image_tokens,
+            num_text_tokens=text_tokens,
+            num_image_tokens=image_tokens,
         )
 
     def _check_options(self, dimensions: int | None, max_pixels: int | None) -> None:
-        if dimensions is not None and not MIN_DIMENSIONS <= dimensions <= self.hidden_size:
+        if dimensions is not None and not self.min_dimensions <= dimensions <= self.hidden_size:
             raise PackError(
-                "DIMENSIONS_UNKNOWN",
-                f"dimensions is {dimensions}; this model gives {MIN_DIMENSIONS} to {self.hidden_size}. "
+                "DIMENSIONS_OUT_OF_RANGE",
+                f"dimensions is {dimensions}; this model gives {self.min_dimensions} to {self.hidden_size}. "
                 "Leave it out for all.",
             )
         low, high = self.bounds.min_pixels, self.bounds.max_pixels

@@ -33,7 +33,7 @@ def rates(contestants: dict[str, Callable[[], int]], rounds: int) -> dict[str, f
 
 
 def report(name: str, rows: dict[str, Any], **settings: Any) -> None:
-    """Print the rows, then one JSON line."""
+    """Print the rows, then one JSON line: the last line of a run is what benchmark/results holds."""
     for what, value in rows.items():
         print(f"{what:<58} {value:10.3f}" if isinstance(value, float) else f"{what:<58} {value:>10}")
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]

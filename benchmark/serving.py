@@ -97,7 +97,7 @@ def main() -> None:
     arguments = parser.parse_args()
     repository, concurrency = arguments.repository.resolve(), arguments.concurrency
     texts = packs(arguments.packs, arguments.pack_size)
-    singles = [[text] for pack in texts for text in pack][: 4 * concurrency]
+    singles = [[text] for pack in texts for text in pack][: 2 * concurrency]
     num_texts = arguments.packs * arguments.pack_size
     in_process = InProcess(repository)
     batches = [in_process.batch(texts[i : i + concurrency]) for i in range(0, len(texts), concurrency)]

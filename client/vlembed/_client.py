@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DEFAULT_QUERY_INSTRUCTION = "Retrieve images or text relevant to the user's query."
 NO_TOKENS = np.empty(0, np.int32)
+MAX_TIMEOUT_S = 86_400  # sockets take no more than some weeks, and nobody waits so long
 PROBE_TIMEOUT_S = 5.0
 PROBE_INTERVAL_S = 0.2
 
@@ -76,10 +77,10 @@ class EmbeddingClient:
         headers: Mapping[str, str] | None = None,
         transport: Transport | None = None,
     ) -> None:
-        if not timeout_s > 0:
-            raise InvalidInputError(f"timeout_s is {timeout_s!r}. Pass seconds above 0.")
-        if concurrency < 1:
-            raise InvalidInputError(f"concurrency is {concurrency!r}. Pass 1 or more.")
+        if not isinstance(timeout_s, int | float) or not 0 < timeout_s <= MAX_TIMEOUT_S:
+            raise InvalidInputError(f"timeout_s is {timeout_s!r}. Pass seconds above 0, up to {MAX_TIMEOUT_S} (a day).")
+        if not isinstance(concurrency, int) or concurrency < 1:
+            raise InvalidInputError(f"concurrency is {concurrency!r}. Pass a whole number, 1 or more.")
         self._url = url
         self._timeout_s = timeout_s
         self._transport = transport or open_transport(url, tls=tls, headers=headers)
@@ -173,6 +174,8 @@ class EmbeddingClient:
         info = self.info()
         check_bounds(prepared, info.bounds)
         low, high = info.bounds["min_pixels"], info.bounds["max_pixels"]
+        if not isinstance(truncate, bool):
+            raise InvalidInputError(f"truncate is {truncate!r}. Pass True or False.")
         options = {
             **_option("dimensions", dimensions, info.min_dimensions, info.dimensions),
             **_option("max_pixels", max_pixels, low, high),

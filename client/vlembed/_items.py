@@ -73,6 +73,8 @@ class _BadItemError(Exception):
 
 def as_sequence(items: ItemLike | Iterable[ItemLike]) -> Sequence[ItemLike]:
     """Return a single item as a list of one, and several as a sequence."""
+    if isinstance(items, bytearray | memoryview):
+        items = bytes(items)
     if isinstance(items, str | bytes | Path | np.ndarray | Item) or _is_pillow(items):
         return [items]
     if isinstance(items, Iterable) and not isinstance(items, Mapping | set | frozenset):
@@ -181,15 +183,16 @@ def _encode_image(image: object) -> bytes:
 
 
 def _image_bytes(image: object) -> bytes:
-    if isinstance(image, bytes):
-        return image
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
     if isinstance(image, Path):
         try:
             return image.read_bytes()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter for a NUL in the path
+            reason = getattr(error, "strerror", None) or error
             raise _BadItemError(
                 "FILE_UNREADABLE",
-                f"image {str(image)!r} cannot be read ({error.strerror}; the working folder is {str(Path.cwd())!r}). "
+                f"image {str(image)!r} cannot be read ({reason}; the working folder is {str(Path.cwd())!r}). "
                 "Pass the path of an image file.",
             ) from error
     if isinstance(image, np.ndarray):

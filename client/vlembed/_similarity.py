@@ -74,7 +74,7 @@ def _vectors(name: str, value: Embeddings | npt.ArrayLike) -> Array:
         vectors = np.asarray(value)
     except ValueError as error:  # rows of different lengths
         raise InvalidInputError(f"{name} is no array ({error}). Pass vectors of one length.") from error
-    if vectors.ndim not in (1, 2) or vectors.dtype.kind not in "fiu":
+    if vectors.ndim not in (1, 2) or vectors.dtype.kind not in "fiu" or not vectors.shape[-1]:
         raise InvalidInputError(
             f"{name} is an array {vectors.dtype} {vectors.shape}; vectors are real numbers (n, d) or (d,). "
             "To compare texts or images, call EmbeddingClient.similarity."
@@ -88,12 +88,14 @@ def _vectors(name: str, value: Embeddings | npt.ArrayLike) -> Array:
 
 
 def _unit(name: str, vectors: Array) -> Array:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    largest = np.abs(vectors).max(axis=1, keepdims=True)
+    scaled = vectors / np.where(largest > 0, largest, 1)  # so that no square overflows or vanishes
+    norms = np.linalg.norm(scaled, axis=1, keepdims=True)
     if bad := np.flatnonzero(norms == 0).tolist():
         raise InvalidInputError(
             f"{name} has zero rows: {bad[:10]}; the cosine of a zero vector is undefined. Remove them."
         )
-    return np.asarray(vectors / norms)
+    return np.asarray(scaled / norms)
 
 
 def _blocks(size: int, step: int) -> Iterator[slice]:

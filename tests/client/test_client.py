@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from typing import Any
 
@@ -173,7 +174,11 @@ def test_nothing_is_sent_that_the_client_can_refuse(
     assert not memory.requests
 
 
-@pytest.mark.parametrize("arguments", [{"timeout_s": 0}, {"timeout_s": -1}, {"concurrency": 0}], ids=str)
+@pytest.mark.parametrize(
+    "arguments",
+    [*({"timeout_s": value} for value in (0, -1, math.inf, math.nan, "5")), {"concurrency": 0}, {"concurrency": 1.5}],
+    ids=str,
+)
 def test_bad_arguments(arguments: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(arguments))):
         EmbeddingClient("grpc://127.0.0.1:1", **arguments)

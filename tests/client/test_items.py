@@ -172,3 +172,12 @@ def test_bounds() -> None:
         (2, "TEXT_TOO_LARGE"),
         (3, "IMAGE_TOO_LARGE"),
     ]
+
+
+def test_other_bytes_are_bytes() -> None:
+    for data in (bytearray(PNG), memoryview(PNG)):
+        assert prepared(*as_sequence(data)) == prepared(PNG)
+
+
+def test_a_path_that_no_file_can_have() -> None:
+    assert "cannot be read (embedded null byte" in str(refused(Path("a\0.png")))

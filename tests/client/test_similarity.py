@@ -120,3 +120,14 @@ def test_embeddings_are_arrays() -> None:
     assert np.array(ours) is not A
     np.testing.assert_array_equal(np.asarray(ours, np.float64), A.astype(np.float64))
     np.testing.assert_array_equal(np.matmul(ours, A.T), A @ A.T)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_cosine_of_extreme_vectors(scale: float) -> None:
+    vectors = np.array([[1, 2, 3], [-1, -2, -3]], np.float32) * np.float32(scale)
+    np.testing.assert_allclose(similarity(vectors, vectors), [[1, -1], [-1, 1]], atol=1e-6)
+
+
+def test_vectors_of_no_dimensions_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"\(1, 0\)"):
+        similarity(np.zeros((1, 0)), np.zeros((1, 0)), metric="euclidean")

@@ -203,7 +203,7 @@ def child_of(parent: int) -> int:
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_command_serves_and_leaves_nothing(repository: Path, stop_signal: signal.Signals) -> None:
     before = vlembed_leftovers()
     with served_by_command(repository) as (process, line):
@@ -226,6 +226,16 @@ def test_command_says_when_the_server_died(repository: Path) -> None:
         os.kill(child_of(process.pid), signal.SIGKILL)
         assert process.wait(DEADLINE_S) == 1
     assert vlembed_leftovers() <= before
+
+
+@pytest.mark.triton
+def test_command_stops_when_a_python_process_died(repository: Path) -> None:
+    """By itself tritonserver would go on being ready, and fail every second request."""
+    with served_by_command(repository) as (process, _):
+        server = child_of(process.pid)
+        stub = next(member for member in group_members(server) if member != server)
+        os.kill(stub, signal.SIGKILL)
+        assert process.wait(DEADLINE_S) == 1
 
 
 @pytest.mark.triton

@@ -8,6 +8,7 @@ The binary comes out of the wheel tritonclient 2.51.0, the last one that carries
 from __future__ import annotations
 
 import argparse
+import csv
 import ctypes.util
 import os
 import subprocess
@@ -19,11 +20,13 @@ from pathlib import Path
 
 from server.launch import TritonServer
 
-from .report import ROOT
+from .report import ROOT, report
 
 WHEEL = "tritonclient==2.51.0"
 INPUT = Path(__file__).with_name("embed_text.json")
-DEFAULTS = ["--concurrency-range", "1:8:7", "--measurement-mode", "count_windows", "--measurement-request-count", "50"]
+COLUMNS = {"requests/s": "Inferences/Second", "p50 latency, us": "p50 latency", "p95 latency, us": "p95 latency"}
+DEFAULTS = ["--concurrency-range", "1:16:5", "--measurement-mode", "count_windows"]
+DEFAULTS += ["--measurement-request-count", "200"]
 
 
 def install(folder: Path) -> Path:
@@ -59,11 +62,22 @@ def main() -> int:
         print("error: libb64 is missing. Install it: apt-get install libb64-0d", file=sys.stderr)
         return 2
     binary = install(ROOT / ".cache" / "perf_analyzer")
-    with TritonServer(arguments.repository) as server:
+    options = arguments.options or DEFAULTS
+    with TritonServer(arguments.repository) as server, tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "table.csv"
         command = [str(binary), "-m", "embed_text", "-i", "grpc", "-u", server.grpc_url.removeprefix("grpc://")]
-        command += ["--input-data", str(INPUT), *(arguments.options or DEFAULTS)]
+        command += ["--input-data", str(INPUT), "-f", str(table), *options]
         environment = {**os.environ, "LD_LIBRARY_PATH": str(binary.parent)}
-        return subprocess.run(command, env=environment, check=False).returncode
+        if status := subprocess.run(command, env=environment, check=False).returncode:
+            return status
+        with table.open(encoding="utf-8", newline="") as file:
+            rows = {
+                f"concurrency {row['Concurrency']}: {what}": float(row[column])
+                for row in csv.DictReader(file)
+                for what, column in COLUMNS.items()
+            }
+    report("perf_analyzer", rows, repository=arguments.repository.name, options=options)
+    return 0
 
 
 if __name__ == "__main__":

@@ -127,9 +127,7 @@ def packed_attention_onnx(
         if is_causal:
             num_keys = key_stop - key_start
             column = op.Range(0, op.Squeeze(num_keys), 1)  # (L,)
-            row = op.Slice(
-                column, num_keys - (stop - start), num_keys
-            )  # (B,): the block's queries are the last of them
+            row = op.Slice(column, num_keys - (stop - start), num_keys)  # (B,): the last keys are the block's own
             later = op.Unsqueeze(row, [1]) < op.Unsqueeze(column, [0])  # (B, L)
             minus_infinity = op.CastLike(op.Constant(value_float=float("-inf")), query)
             square = op.Concat(shape[0:3], num_keys, axis=0)

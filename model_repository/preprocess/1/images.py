@@ -149,7 +149,8 @@ def _read_data_uri(data: bytes) -> tuple[bytes, str]:
 def smart_resize(height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """Return the size, in multiples of 32 px, that keeps the ratio and stays inside the pixel bounds.
 
-    Source: `smart_resize` of qwen-vl-utils and transformers, with Python's half-even `round`.
+    Source: `smart_resize` of transformers, with Python's half-even `round`. That of qwen-vl-utils, which the official
+    script calls, differs where a side has 16 px or less: it rounds it up to 32 before it looks at the bounds.
     """
     new_height = round(height / TOKEN_PX) * TOKEN_PX
     new_width = round(width / TOKEN_PX) * TOKEN_PX

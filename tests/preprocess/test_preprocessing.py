@@ -159,6 +159,13 @@ def test_several_bad_items_are_all_listed(preprocessor: Preprocessor) -> None:
     ]
 
 
+def test_a_bad_item_does_not_lift_the_bounds_of_its_pack(preprocessor: Preprocessor) -> None:
+    """Else the images of a refused pack would be decoded into memory without a bound."""
+    with pytest.raises(PackError) as error:
+        preprocessor(image=[b"not an image", *[encode(image(1300, 1300))] * 3])
+    assert expect(error)[0] == "PACK_TOO_LARGE"
+
+
 REFUSED = {
     "nothing": ({}, "NO_INPUT", "neither text nor image"),
     "no items": ({"text": []}, "NO_INPUT", "at least one"),

@@ -252,8 +252,7 @@ class Preprocessor:
             each(lambda i: _require_content(texts[i], images[i]))
 
         layouts: list[Layout] = each(lambda i: self._layout(instructions[i], texts[i], images[i], truncate))
-        if not errors:
-            self._check_pack(layouts)
+        self._check_pack([layout for layout in layouts if layout])  # before any pixel is decoded
         patches, grids = self._patches(images, each)
         if errors:
             raise PackError.of_items(errors, num_items)

@@ -1,0 +1,235 @@
+"""The model that is trained: transformers' Qwen3-VL between the server's own preprocessing and its pooling.
+
+One input module for sentence-transformers, so that its trainer, losses and evaluators work on what is served. Knows
+nothing of losses, data files or training.
+
+Letters: n items, T tokens of the longest, V visual tokens of all, D hidden size.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import InputModule
+from sentence_transformers.sentence_transformer.modules import Normalize
+from transformers import AutoTokenizer, DynamicCache, Qwen3VLForConditionalGeneration
+from transformers.utils.logging import disable_progress_bar
+
+from preprocessing import Bounds, Pack, Preprocessor
+from settings import preprocessing_settings
+
+PATCH_SIZE = 1536  # numbers of a patch: 3 channels x 2 frames x 16 x 16
+UNBOUNDED = 2**31 - 1  # of a batch: the server's bounds on a pack do not hold for training, those on an item do
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be read or written; the message says why and what to do."""
+
+
+class Qwen3VLEncoder(InputModule):
+    """Sides in, pooled hidden states out; see `sentence_transformers.base.modules.InputModule`.
+
+    Parameters
+    ----------
+    folder
+        A Hugging Face checkpoint of Qwen3-VL(-Embedding).
+    max_pixels
+        What images are scaled down to at most; left out, the server's default.
+    """
+
+    def __init__(self, folder: Path, *, max_pixels: int | None = None) -> None:
+        super().__init__()
+        loaded: Any = Qwen3VLForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, attn_implementation="sdpa"
+        )
+        self.whole, report = loaded
+        missing = set(report["missing_keys"])
+        if missing - {"lm_head.weight"}:
+            raise CheckpointError(
+                f"{folder}: {len(missing)} tensors are missing ({sorted(missing)[0]}, ...) and would be random. "
+                "Save the whole model, with names that begin `model.visual.` and `model.language_model.`."
+            )
+        self.has_head = not missing
+        self.folder = folder
+        self.model: Any = self.whole.model  # Qwen3VLModel; peft puts its wrapper here
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._image_token_id = self.whole.config.image_token_id
+        self._preprocessor = _preprocessor(folder, self.whole.config, self.tokenizer, max_pixels)
+        self._max_pixels = max_pixels
+
+    @property
+    def modalities(self) -> list[Any]:
+        """Text, an image, or both."""
+        return ["text", "image", ("image", "text")]
+
+    def preprocess(self, inputs: Iterable[Any], prompt: str | None = None, **_: Any) -> dict[str, torch.Tensor]:
+        """Preprocess sides as the server does, and pad them on the right.
+
+        Parameters
+        ----------
+        inputs
+            Texts, or `finetune.data.Side`: text, image and instruction, "" for none.
+        prompt
+            The instruction of those that have none of their own.
+
+        Returns
+        -------
+        input_ids, attention_mask
+            int64 (n, T).
+        position_ids
+            int64 (n, T, 3): t, h, w of each token.
+        pixel_values, image_grid_thw, num_images_per_sample
+            uint8 (4V, 1536), int64 (images, 3), int64 (n,); only if any side has an image.
+
+        Raises
+        ------
+        PackError
+            Listing every bad side, as the server does.
+        """
+        sides = [{"text": side} if isinstance(side, str) else side for side in inputs]
+        images = [_read(side.get("image")) for side in sides]
+        pack = self._preprocessor(
+            [(side.get("text") or "").encode() for side in sides],
+            images if any(images) else None,
+            [(side.get("instruction") or prompt or "").encode() for side in sides],
+        )
+        return _padded(pack, len(sides), self.whole.config.text_config.pad_token_id or 0)
+
+    def forward(self, features: dict[str, torch.Tensor], **_: Any) -> dict[str, torch.Tensor]:
+        """Put the hidden state of each item's last token, (n, D), into `sentence_embedding`."""
+        input_ids, lengths = features["input_ids"], features["attention_mask"].sum(1)
+        positions = features["position_ids"].permute(2, 0, 1)  # (3, n, T)
+        images = {}
+        if "pixel_values" in features:
+            images = {
+                "pixel_values": features["pixel_values"].float() / 127.5 - 1,
+                "image_grid_thw": features["image_grid_thw"],
+            }
+        # Attention is causal and padding is on the right: no token of an item ever sees it, and no mask is needed.
+        num_shared = self._num_shared(input_ids, lengths)
+        cache = None
+        if num_shared:  # the system turn is the same for all: computed once, attended to by all
+            cache = DynamicCache(config=self.whole.config.text_config)
+            self.model(
+                input_ids=input_ids[:1, :num_shared],
+                position_ids=positions[:, :1, :num_shared],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            cache.batch_repeat_interleave(len(input_ids))
+        states = self.model(
+            input_ids=input_ids[:, num_shared:],
+            position_ids=positions[:, :, num_shared:],
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **images,
+        ).last_hidden_state
+        pooled = states[torch.arange(len(states), device=states.device), lengths - 1 - num_shared]
+        features["sentence_embedding"] = pooled.float()
+        return features
+
+    def _num_shared(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> int:
+        """Count the text tokens that all items begin with; none where checkpointing forbids a cache."""
+        if len(input_ids) < 2 or (self.training and self.whole.is_gradient_checkpointing):
+            return 0
+        same = (input_ids == input_ids[:1]).all(0) & (input_ids[0] != self._image_token_id)
+        return min(int(same.cumprod(0).sum()), int(lengths.min()) - 1)
+
+    def get_embedding_dimension(self) -> int:
+        """Return D."""
+        return int(self.whole.config.text_config.hidden_size)
+
+    def save(self, output_path: str, *_: Any, **__: Any) -> None:
+        """Write a plain Hugging Face checkpoint; see `save_checkpoint`."""
+        save_checkpoint(self, Path(output_path))
+
+
+def load_model(checkpoint: str | Path, *, max_pixels: int | None = None) -> SentenceTransformer:
+    """Load a checkpoint from a folder or the hub, in float32: `encode` takes sides and gives unit vectors.
+
+    Raises
+    ------
+    CheckpointError
+        It is not there, is incomplete, or is no Qwen3-VL.
+    """
+    folder = find_checkpoint(str(checkpoint))
+    disable_progress_bar()
+    encoder = Qwen3VLEncoder(folder, max_pixels=max_pixels)
+    return SentenceTransformer(modules=[encoder, Normalize()], similarity_fn_name="cosine")
+
+
+def find_checkpoint(name: str) -> Path:
+    """Return the folder of a checkpoint that is a folder, or comes from the hub."""
+    folder = Path(name)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.safetensors", "merges.txt"]))
+        except Exception as error:  # of the hub, the network or the name: the cure is the same
+            raise CheckpointError(
+                f"checkpoint {name!r} is neither a folder nor a model that the hub gives ({type(error).__name__}). "
+                "Pass a folder with config.json and model.safetensors, or a hub id such as Qwen/Qwen3-VL-Embedding-2B."
+            ) from error
+    for file in ("config.json", "tokenizer.json"):
+        if not (folder / file).is_file():
+            raise CheckpointError(f"{name}: {file} is missing. Pass a complete Hugging Face checkpoint.")
+    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if model_type != "qwen3_vl":
+        raise CheckpointError(f"{name}: model_type is {model_type!r}; only 'qwen3_vl' can be fine-tuned.")
+    return folder
+
+
+def save_checkpoint(encoder: Qwen3VLEncoder, output: Path) -> None:
+    """Write the model into `output`, in the dtype of the checkpoint that it came from, beside its small files."""
+    output.mkdir(parents=True, exist_ok=True)
+    for path in encoder.folder.iterdir():
+        if path.suffix in {".json", ".jinja", ".txt"} and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, output / path.name)
+    dtype = json.loads((encoder.folder / "config.json").read_text(encoding="utf-8")).get("dtype", "float32")
+    state = {name: tensor.to(getattr(torch, dtype)) for name, tensor in encoder.whole.state_dict().items()}
+    if not encoder.has_head or encoder.whole.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    encoder.whole.config.dtype = getattr(torch, dtype)
+    encoder.whole.save_pretrained(output, state_dict=state)
+
+
+def _preprocessor(folder: Path, config: Any, tokenizer: Any, max_pixels: int | None) -> Preprocessor:
+    settings = preprocessing_settings(config, tokenizer)
+    bounds = Bounds(max_items=UNBOUNDED, max_pack_tokens=UNBOUNDED, max_pack_image_tokens=UNBOUNDED)
+    if max_pixels is not None:
+        bounds = Bounds(**{**vars(bounds), "max_pixels": max_pixels})
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copyfile(folder / "tokenizer.json", Path(scratch) / "tokenizer.json")
+        (Path(scratch) / "preprocessing.json").write_text(json.dumps(settings), encoding="utf-8")
+        return Preprocessor(Path(scratch), bounds)
+
+
+def _read(image: str | None) -> bytes:
+    return Path(image).read_bytes() if image else b""
+
+
+def _padded(pack: Pack, num_items: int, pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Cut a pack into items, without its sentinel, and pad them on the right."""
+    lengths = torch.from_numpy(pack.lengths[0, :num_items].astype(np.int64))
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (n, T)
+    num_tokens = int(lengths.sum())
+    input_ids = torch.full(mask.shape, pad_token_id, dtype=torch.int64)
+    input_ids[mask] = torch.from_numpy(pack.input_ids[0, :num_tokens])
+    position_ids = torch.zeros(*mask.shape, 3, dtype=torch.int64)
+    position_ids[mask] = torch.from_numpy(pack.position_ids[0, :num_tokens].astype(np.int64))
+    features = {"input_ids": input_ids, "attention_mask": mask.long(), "position_ids": position_ids}
+    if pack.num_image_tokens.any():
+        features |= {
+            "pixel_values": torch.from_numpy(pack.patches[0].reshape(-1, PATCH_SIZE)),
+            "image_grid_thw": torch.from_numpy(pack.grid_thw[0].astype(np.int64)),
+            "num_images_per_sample": torch.from_numpy((pack.num_image_tokens > 0).astype(np.int64)),
+        }
+    return features

@@ -64,7 +64,7 @@ class Qwen3VLEncoder(InputModule):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self._image_token_id = self.whole.config.image_token_id
         self._preprocessor = _preprocessor(folder, self.whole.config, self.tokenizer, max_pixels)
-        self._max_pixels = max_pixels
+        self.checkpoints_gradients = False
 
     @property
     def modalities(self) -> list[Any]:
@@ -139,7 +139,7 @@ class Qwen3VLEncoder(InputModule):
 
     def _num_shared(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> int:
         """Count the text tokens that all items begin with; none where checkpointing forbids a cache."""
-        if len(input_ids) < 2 or (self.training and self.whole.is_gradient_checkpointing):
+        if len(input_ids) < 2 or (self.training and self.checkpoints_gradients):
             return 0
         same = (input_ids == input_ids[:1]).all(0) & (input_ids[0] != self._image_token_id)
         return min(int(same.cumprod(0).sum()), int(lengths.min()) - 1)

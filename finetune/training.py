@@ -1,0 +1,282 @@
+"""The training run: sentence-transformers' trainer, with batches by group, logs, and a resume that changes nothing.
+
+Knows options, files and steps; what trains, what is lost and what is read are other modules' business.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.base.sampler import BatchSamplers, DefaultBatchSampler
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+from torch.utils.tensorboard import SummaryWriter
+from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback
+
+from finetune.losses import LossOptions, build_loss
+from finetune.model import Qwen3VLEncoder, load_model, save_checkpoint
+from finetune.trainable import Language, Vision, make_trainable, merge_adapter, save_adapter
+
+COMPLETE = "complete"  # a file in a snapshot's folder that is written when all others are
+
+
+class TrainingError(Exception):
+    """Training cannot start or go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What a run depends on, beside checkpoint and data: the same options give the same weights."""
+
+    loss: LossOptions = field(default_factory=LossOptions)
+    language: Language = "lora"
+    vision: Vision = "frozen"
+    rank: int = 32  # of LoRA
+    alpha: int = 32
+    epochs: float = 1.0
+    max_steps: int = -1  # more than 0: instead of epochs
+    batch_size: int = 32  # rows
+    learning_rate: float = 1e-4
+    warmup: float = 0.05  # share of the steps; the rate rises, then falls along a cosine
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    bf16: bool = False  # of the forward pass; weights and their updates stay in float32
+    gradient_checkpointing: bool = False
+    max_pixels: int | None = None  # image budget; the server's bound where left out
+    log_steps: int = 10
+    save_steps: int = 200  # also how often the evaluation rows are looked at
+    seed: int = 0
+
+
+class GroupBatchSampler(DefaultBatchSampler):
+    """Batches in which no two rows are of the same group: neither is then taken for a negative of the other.
+
+    The rows, group after group in a random order, are dealt to the batches in turn. Every epoch has the same number
+    of batches, of sizes that differ by one at most, and its own order, which depends on seed and epoch alone.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, drop_last: bool, seed: int = 0, **_: Any) -> None:
+        super().__init__(dataset, batch_size=batch_size, drop_last=drop_last, seed=seed)
+        rows_of: dict[str, list[int]] = {}
+        groups = dataset["group"] if "group" in dataset.column_names else [""] * len(dataset)
+        for row, group in enumerate(groups):
+            rows_of.setdefault(group or f"row {row}", []).append(row)
+        self._groups = list(rows_of.values())
+        self._num_batches = max(-(-len(dataset) // batch_size), *map(len, self._groups))
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+
+        def shuffled(things: list[Any]) -> list[Any]:
+            return [things[i] for i in torch.randperm(len(things), generator=generator).tolist()]
+
+        dealt = [row for group in shuffled(self._groups) for row in shuffled(group)]
+        yield from shuffled([dealt[start :: self._num_batches] for start in range(self._num_batches)])
+
+
+class Collator(SentenceTransformerDataCollator):
+    """Preprocesses the sides of rows; `group` is the sampler's business."""
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the tensors of a batch."""
+        rows = [{name: value for name, value in row.items() if name != "group"} for row in features]
+        batch: dict[str, Any] = super().__call__(rows)
+        return batch
+
+
+class Trainer(SentenceTransformerTrainer):
+    """Keeps of the model, from step to step, what trains: a small snapshot, exact in float32."""
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = {name: weight.detach() for name, weight in self.model.named_parameters() if weight.requires_grad}
+        save_file(trained, folder / "trained.safetensors")
+
+    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+        trained = load_file(Path(checkpoint_path) / "trained.safetensors")
+        weights = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, weight in trained.items():
+                weights[name].copy_(weight)
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Write no model card: the checkpoint's own files are kept."""
+
+
+class Snapshots(TrainerCallback):
+    """Marks a snapshot as complete when its last file is written, so that a kill while saving does no harm."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """See TrainerCallback."""
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+    @staticmethod
+    def latest(folder: Path) -> Path | None:
+        """Return the last complete snapshot, and remove what was not completed."""
+        snapshots = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        for path in snapshots:
+            if not (path / COMPLETE).exists():
+                shutil.rmtree(path)
+        return next((path for path in reversed(snapshots) if path.exists()), None)
+
+
+class CsvLog(TrainerCallback):
+    """One line for each value that is logged: step, epoch, name, value."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        self._path = path
+        lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
+        kept = [line for line in lines if line.count(",") == 3 and int(line.split(",")[0]) <= resume_step]
+        path.write_text("\n".join(["step,epoch,name,value", *kept]) + "\n", encoding="utf-8")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """See TrainerCallback."""
+        with self._path.open("a", encoding="utf-8", newline="") as file:
+            for name, value in (logs or {}).items():
+                if name != "epoch":
+                    csv.writer(file, lineterminator="\n").writerow(
+                        [state.global_step, f"{state.epoch:.4f}", name, value]
+                    )
+
+
+def fine_tune(
+    checkpoint: str,
+    train: Dataset,
+    evaluation: Dataset | None,
+    output: Path,
+    options: TrainingOptions,
+    *,
+    resume: bool = False,
+    keep_adapter: bool = False,
+) -> None:
+    """Train a checkpoint on rows, and write a plain Hugging Face checkpoint.
+
+    Parameters
+    ----------
+    checkpoint
+        Folder or hub id of a Qwen3-VL(-Embedding).
+    train, evaluation
+        What `finetune.data.read_rows` gives; the loss on the second is logged with every snapshot.
+    output
+        Folder to write. `training/` in it holds logs and, until the end, snapshots.
+    resume
+        Go on after the last complete snapshot of an interrupted run with the same options; the result is the same.
+    keep_adapter
+        Also write the LoRA adapters alone into `adapter/`.
+
+    Raises
+    ------
+    TrainingError
+        `output` holds something else already, or the options changed.
+    CheckpointError
+        The checkpoint cannot be read.
+    """
+    folder = output / "training"
+    snapshot = _prepare_folder(checkpoint, train, output, options, resume)
+    torch.manual_seed(options.seed)
+    model = load_model(checkpoint, max_pixels=options.max_pixels)
+    encoder: Qwen3VLEncoder = model[0]  # type: ignore[assignment]
+    make_trainable(encoder, options.language, options.vision, rank=options.rank, alpha=options.alpha)
+    if options.gradient_checkpointing:
+        encoder.checkpoints_gradients = True
+        encoder.whole.gradient_checkpointing_enable({"use_reentrant": False})
+    resume_step = int(snapshot.name.split("-")[1]) if snapshot else 0
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1 if snapshot else None)
+    trainer = Trainer(
+        model=model,
+        args=_arguments(options, folder, train, evaluation),
+        train_dataset=train,
+        eval_dataset=evaluation,
+        loss=build_loss(model, options.loss),
+        data_collator=Collator(encoder.preprocess),
+        callbacks=[Snapshots(), CsvLog(folder / "log.csv", resume_step), TensorBoardCallback(writer)],
+    )
+    trainer.train(resume_from_checkpoint=str(snapshot) if snapshot else None)
+    writer.close()
+    if keep_adapter:
+        save_adapter(encoder, output / "adapter")
+    merge_adapter(encoder)
+    save_checkpoint(encoder, output)
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path)
+
+
+def _arguments(
+    options: TrainingOptions, folder: Path, train: Dataset, evaluation: Dataset | None
+) -> SentenceTransformerTrainingArguments:
+    return SentenceTransformerTrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=options.epochs,
+        max_steps=options.max_steps,
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=options.batch_size,
+        batch_sampler=GroupBatchSampler if "group" in train.column_names else BatchSamplers.NO_DUPLICATES,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=options.warmup,
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        bf16=options.bf16,
+        seed=options.seed,
+        data_seed=options.seed,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        logging_steps=options.log_steps,
+        save_steps=options.save_steps,
+        save_total_limit=2,
+        eval_strategy="no" if evaluation is None else "steps",
+        eval_steps=options.save_steps,
+        report_to="none",  # what is logged, and where, is a callback's business
+    )
+
+
+def _digest(rows: Dataset) -> str:
+    digest = hashlib.sha256()
+    for batch in rows.data.table.to_batches():
+        digest.update(batch.serialize())
+    return digest.hexdigest()
+
+
+def _prepare_folder(
+    checkpoint: str, train: Dataset, output: Path, options: TrainingOptions, resume: bool
+) -> Path | None:
+    """Make room for a run, or find where an interrupted one goes on: its last snapshot, if it has any."""
+    folder = output / "training"
+    path = folder / "options.json"
+    run = json.dumps(
+        {"checkpoint": checkpoint, "rows": len(train), "rows_sha256": _digest(train), **dataclasses.asdict(options)},
+        indent=2,
+    )
+    if not resume:
+        if output.exists() and any(output.iterdir()):
+            raise TrainingError(f"{output} is not empty. Choose another --output, or go on with --resume.")
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(run, encoding="utf-8")
+        os.replace(temporary, path)
+        return None
+    if (output / "config.json").exists():
+        raise TrainingError(f"{output} holds a finished checkpoint; there is nothing to resume.")
+    if not path.exists():
+        raise TrainingError(f"{path} is missing; there is no run to resume. Leave out --resume.")
+    before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(run)
+    changed = [f"{key} was {before[key]!r}, is {now[key]!r}" for key in now if before.get(key) != now[key]]
+    if changed:
+        raise TrainingError(f"the run in {output} had other options: {'; '.join(changed)}. Resume with the same ones.")
+    return Snapshots.latest(folder)

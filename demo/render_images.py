@@ -5,6 +5,7 @@ Run it as `python -m demo.render_images`.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -25,12 +26,17 @@ GLYPHS = {
 }
 
 
-def render(glyph: str) -> Image.Image:
+@cache
+def font() -> ImageFont.FreeTypeFont:
+    """Load the font, once."""
+    return ImageFont.truetype(FONT, SIZE_PX)
+
+
+def render(glyph: str, side_px: int = SIDE_PX) -> Image.Image:
     """Draw one glyph in the middle of a transparent square."""
-    image = Image.new("RGBA", (SIDE_PX, SIDE_PX))
-    middle = (SIDE_PX / 2, SIDE_PX / 2)
-    font = ImageFont.truetype(FONT, SIZE_PX)
-    ImageDraw.Draw(image).text(middle, glyph, font=font, embedded_color=True, anchor="mm")
+    image = Image.new("RGBA", (side_px, side_px))
+    middle = (side_px / 2, side_px / 2)
+    ImageDraw.Draw(image).text(middle, glyph, font=font(), embedded_color=True, anchor="mm")
     return image
 
 

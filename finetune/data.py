@@ -1,59 +1,51 @@
 """Rows of training and evaluation data, from JSONL or Parquet: every row is checked, every bad one is named.
 
-Knows the row formats and what the server accepts as text and as image; knows nothing of models. A file holds one format,
-an object a row (of a .jsonl: a line; blank lines are passed over); null is the same as absent:
+Knows files and the formats of rows; what a side may be is `sides`' business. A file holds one format, an object a row
+(in JSONL a line; blank lines are passed over), and null is the same as absent:
 
     {"anchor": SIDE, "positive": SIDE, "negatives": [SIDE, ...], "group": "..."}    the last two are optional
     {"a": SIDE, "b": SIDE, "score": 0.8}
 
-A SIDE is a text, or {"text": "...", "image": "cat.png", "instruction": "..."} with a text, an image or both. Image paths
-are absolute, or relative to the folder of the data file.
+A SIDE is a text, or {"text": "...", "image": "cat.png", "instruction": "..."} with a text, an image or both. Image
+paths are absolute, or relative to the folder of the data file.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
-from typing import Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, Value
+from datasets import Dataset
 
-from images import PATCH_SIZE, ItemError, open_image, write_patches
-from preprocessing import Bounds
+from finetune.sides import (
+    SIDE_KEYS,
+    FindImage,
+    Side,
+    check_keys,
+    find_image,
+    parse_side,
+    parse_string,
+    wrong_type,
+)
+from images import ItemError
+
+__all__ = ["BadRow", "DataError", "OnError", "Row", "Side", "listing", "parse_rows", "read_rows", "read_sides"]
 
 OnError: TypeAlias = Literal["raise", "skip"]
-FindImage: TypeAlias = Callable[[str], tuple[str, str, str]]
 
-SIDE_KEYS = ("text", "image", "instruction")
 CONTRASTIVE_KEYS = ("anchor", "positive", "negatives", "group")
 SCORED_KEYS = ("a", "b", "score")
-SIDE_FEATURE = {key: Value("string") for key in SIDE_KEYS}
+SIDE_TYPE = pa.struct([(key, pa.string()) for key in SIDE_KEYS])
 MAX_LISTED = 20  # bad rows that an error shows in full
-BOUNDS = Bounds()  # of the server
-
-# The client's rule for what is no text, because a model that is asked to embed "cat.png" was meant to see the cat.
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
-DATA_URI = re.compile(r"data:[^,\s]*;base64,\S*|data:\w+/[^,\s]+,\S*", re.IGNORECASE)
-IMAGE_PATH = re.compile(r"\S+\.(?:jpe?g|png|webp|gif|bmp|tiff?|heic|avif|svg)", re.IGNORECASE)
-
-
-class Side(TypedDict):
-    """One thing to embed; "" is none."""
-
-    text: str
-    image: str  # absolute path
-    instruction: str
 
 
 @dataclass(frozen=True)
@@ -83,21 +75,27 @@ class Row:
     """A good row, and where it stands."""
 
     line: int
-    sides: list[Side]  # anchor, positive, negatives...; or a, b; or the one of a corpus
+    sides: list[Side]  # anchor, positive and negatives; or a and b; or the one of a corpus
     group: str = ""
     score: float | None = None  # of scored pairs
 
+    @property
+    def format(self) -> str:
+        """Say which format the row has."""
+        return "contrastive" if self.score is None else "a scored pair"
+
 
 def listing(path: Path, bad_rows: Sequence[BadRow]) -> str:
-    """Return a line for each bad row, `file:line: CODE message`, and how many more there are after the first 20."""
+    """Return `file:line: CODE message` of the first 20 bad rows, a line each, and how many there are of each code."""
     lines = [f"{path}:{bad.line}: {bad.code} {bad.message}" for bad in bad_rows[:MAX_LISTED]]
     if len(bad_rows) > MAX_LISTED:
-        lines.append(f"and {len(bad_rows) - MAX_LISTED} more: {dict(Counter(bad.code for bad in bad_rows))} in all")
+        counts = ", ".join(f"{count} {code}" for code, count in Counter(bad.code for bad in bad_rows).most_common())
+        lines.append(f"and {len(bad_rows) - MAX_LISTED} more; all {len(bad_rows)}: {counts}")
     return "\n".join(lines)
 
 
 def read_rows(path: Path, *, on_error: OnError = "raise") -> tuple[Dataset, list[BadRow]]:
-    """Read a file of contrastive rows or scored pairs.
+    """Read a file of contrastive rows or of scored pairs.
 
     Parameters
     ----------
@@ -109,10 +107,10 @@ def read_rows(path: Path, *, on_error: OnError = "raise") -> tuple[Dataset, list
     Returns
     -------
     Dataset
-        With columns `anchor`, `positive`, `negative_1` to `negative_N`, each a `Side`, and `group` (str, "" for none)
+        With columns `anchor`, `positive`, `negative_1` to `negative_N`, each of `Side`, and `group` (str, "" for none)
         if any row has one; or with `a`, `b` and `score` (float64).
     list of BadRow
-        What was left out; empty unless `on_error` is "skip".
+        What was left out, in the order of the file; empty unless `on_error` is "skip".
 
     Raises
     ------
@@ -120,16 +118,15 @@ def read_rows(path: Path, *, on_error: OnError = "raise") -> tuple[Dataset, list
         The file cannot be read, has bad rows, no good row is left, or the rows have different numbers of negatives.
     """
     rows, bad_rows = parse_rows(path, on_error=on_error)
-    sides = list(zip(*(row.sides for row in rows), strict=True))
-    if rows[0].score is not None:
-        features = Features({"a": SIDE_FEATURE, "b": SIDE_FEATURE, "score": Value("float64")})
-        columns = {"a": sides[0], "b": sides[1], "score": [row.score for row in rows]}
-        return Dataset.from_dict(columns, features), bad_rows
-    names = ["anchor", "positive", *(f"negative_{i}" for i in range(1, len(sides) - 1))]
-    columns, features = dict(zip(names, sides, strict=True)), Features(dict.fromkeys(names, SIDE_FEATURE))
-    if any(row.group for row in rows):
-        columns["group"], features["group"] = [row.group for row in rows], Value("string")
-    return Dataset.from_dict(columns, features), bad_rows
+    is_scored = rows[0].score is not None
+    names = ["a", "b"] if is_scored else ["anchor", "positive"]
+    names += [f"negative_{i}" for i in range(1, len(rows[0].sides) - 1)]
+    columns = {name: pa.array([row.sides[i] for row in rows], SIDE_TYPE) for i, name in enumerate(names)}
+    if is_scored:
+        columns["score"] = pa.array([row.score for row in rows], pa.float64())
+    elif any(row.group for row in rows):
+        columns["group"] = pa.array([row.group for row in rows], pa.string())
+    return Dataset(pa.table(columns)), bad_rows
 
 
 def parse_rows(path: Path, *, on_error: OnError = "raise") -> tuple[list[Row], list[BadRow]]:
@@ -142,40 +139,32 @@ def parse_rows(path: Path, *, on_error: OnError = "raise") -> tuple[list[Row], l
         found = ", ".join(f"{count} at line {line}" for count, line in lines.items())
         raise DataError(
             f"{path}: rows have different numbers of negatives ({found}); every row of a file needs the same, because "
-            "the columns of a batch are full. Cut them to one number, or let finetune.mine write them."
+            "a batch has full columns. Cut them to one number, or let finetune.mine find them."
         )
     return rows, bad_rows
 
 
 def read_sides(path: Path, *, on_error: OnError = "raise") -> tuple[list[Side], list[BadRow]]:
-    """Read a corpus: a SIDE a line, or a .parquet file with columns text, image, instruction."""
+    """Read a corpus: a SIDE a line, or a .parquet file with columns of text, image, instruction; errors as above."""
     rows, bad_rows = _read(path, _parse_corpus_row, on_error)
     return [row.sides[0] for row in rows], bad_rows
 
 
-def side_to_json(side: Side, folder: Path) -> str | dict[str, str]:
-    """Return the SIDE that reads as `side` in a file of `folder`."""
-    if side["text"] and not side["image"] and not side["instruction"] and not _reference(side["text"]):
-        return side["text"]
-    values = dict(side)
-    if side["image"]:
-        values["image"] = os.path.relpath(side["image"], folder.resolve())
-    return {key: str(value) for key, value in values.items() if value}
-
-
-def _read(path: Path, parse: Callable[[object, FindImage], Row], on_error: OnError) -> tuple[list[Row], list[BadRow]]:
-    find_image = cache(partial(_find_image, path.parent.resolve()))  # decodes each once, however many rows use it
+def _read(
+    path: Path, parse: Callable[[int, object, FindImage], Row], on_error: OnError
+) -> tuple[list[Row], list[BadRow]]:
+    find = cache(partial(find_image, path.parent.resolve()))  # decodes each once, however many rows use it
     rows: list[Row] = []
     bad_rows: list[BadRow] = []
     try:
         for line, value in _values(path):
             try:
-                row = replace(parse(value, find_image), line=line)
-                if rows and (row.score is None) != (rows[0].score is None):
+                row = parse(line, value, find)
+                if rows and row.format != rows[0].format:
                     raise ItemError(
                         "FORMATS_MIXED",
-                        f"the row is {_format(row)}, that of line {rows[0].line} is {_format(rows[0])}; a file holds "
-                        "one format. Put them in two files.",
+                        f"the row is {row.format}, that of line {rows[0].line} is {rows[0].format}; a file holds one "
+                        "format. Put them in two files.",
                     )
                 rows.append(row)
             except ItemError as error:
@@ -190,61 +179,40 @@ def _read(path: Path, parse: Callable[[object, FindImage], Row], on_error: OnErr
 
 
 def _values(path: Path) -> Iterator[tuple[int, object]]:
-    """Yield line and value of every row; the bytes of a line that is still to be parsed."""
+    """Yield line and value of every row: the bytes of a line, which are still to be parsed, or a row of a table."""
     if path.suffix in (".jsonl", ".json"):
         with path.open("rb") as file:
             yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
     elif path.suffix == ".parquet":
         with pq.ParquetFile(path) as file:
             batches = (batch.to_pylist() for batch in file.iter_batches())
-            yield from enumerate(itertools.chain.from_iterable(batches), 1)
+            yield from enumerate(chain.from_iterable(batches), 1)
     else:
         raise DataError(f"{path} ends in {path.suffix!r}; data are .jsonl, .json or .parquet. Convert or rename it.")
 
 
-def _format(row: Row) -> str:
-    return "contrastive" if row.score is None else "a scored pair"
-
-
-def _parse_row(value: object, find_image: FindImage) -> Row:
+def _parse_row(line: int, value: object, find: FindImage) -> Row:
     value = _from_json(value)
     if not isinstance(value, dict):
-        raise _wrong_type("the row", value, "an object of anchor and positive, or of a, b and score")
+        raise wrong_type("the row", value, "an object of anchor and positive, or of a, b and score")
     is_scored = not value.keys().isdisjoint(SCORED_KEYS)
-    _check_keys("the row", value, SCORED_KEYS if is_scored else CONTRASTIVE_KEYS)
+    check_keys("the row", value, SCORED_KEYS if is_scored else CONTRASTIVE_KEYS)
     required = SCORED_KEYS if is_scored else CONTRASTIVE_KEYS[:2]
     for key in required:
         if value.get(key) is None:
-            raise ItemError("KEY_MISSING", f"the row has no {key!r}; it needs {', '.join(required)}. Add it.")
-    sides = [_side(key, value[key], find_image) for key in required[:2]]
+            raise ItemError("KEY_MISSING", f"the row has no {key}; it needs {', '.join(required)}. Add it.")
+    sides = [parse_side(key, value[key], find) for key in required[:2]]
     if is_scored:
-        return Row(0, sides, score=_score(value["score"]))
-    negatives = value.get("negatives") or []
-    if not isinstance(negatives, list):
-        raise _wrong_type("negatives", negatives, "a list")
-    sides += [_side(f"negatives[{i}]", negative, find_image) for i, negative in enumerate(negatives)]
-    return Row(0, sides, group=_string("group", value.get("group")))
+        return Row(line, sides, score=_score(value["score"]))
+    negatives = value.get("negatives")
+    if not isinstance(negatives, list | None):
+        raise wrong_type("negatives of the row", negatives, "a list of texts or objects")
+    sides += [parse_side(f"negatives[{i}]", negative, find) for i, negative in enumerate(negatives or [])]
+    return Row(line, sides, parse_string("the row", "group", value.get("group")))
 
 
-def _parse_corpus_row(value: object, find_image: FindImage) -> Row:
-    return Row(0, [_side("the row", _from_json(value), find_image)])
-
-
-def _side(name: str, value: object, find_image: FindImage) -> Side:
-    if isinstance(value, str):
-        _check_is_text(name, value)
-        value = {"text": value}
-    if not isinstance(value, dict):
-        raise _wrong_type(name, value, 'a text, or an object such as {"text": "a cat", "image": "cat.png"}')
-    _check_keys(name, value, SIDE_KEYS)
-    text, image, instruction = (_string(f"{key} of {name}", value.get(key)) for key in SIDE_KEYS)
-    if not image and not text.strip():
-        raise ItemError("ITEM_EMPTY", f"{name} has neither text nor image ({value!r}). Give it one.")
-    if image:
-        image, code, message = find_image(image)
-        if code:
-            raise ItemError(code, f"{name}: {image!r}: {message}")
-    return {"text": text, "image": image, "instruction": instruction}
+def _parse_corpus_row(line: int, value: object, find: FindImage) -> Row:
+    return Row(line, [parse_side("the row", _from_json(value), find)])
 
 
 def _from_json(value: object) -> object:
@@ -258,43 +226,16 @@ def _from_json(value: object) -> object:
         ) from error
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        raise ValueError(f"a key of {list(value)} stands there twice")
-    return value
-
-
-def _check_keys(name: str, value: dict[str, object], known: Sequence[str]) -> None:
-    if unknown := [key for key in value if key not in known]:
-        raise ItemError(
-            "KEY_UNKNOWN", f"{name} has the key {unknown[0]!r}; known are {', '.join(known)}. Rename or remove it."
-        )
-
-
-def _string(name: str, value: object) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise _wrong_type(name, value, "a string")
-    try:
-        size_bytes = len(value.encode())
-    except UnicodeEncodeError as error:
-        raise ItemError(
-            "TEXT_NOT_UTF8",
-            f"{name} has {value[error.start : error.end]!r} at {error.start}, which UTF-8 cannot hold. Remove it.",
-        ) from error
-    if size_bytes > BOUNDS.max_text_bytes:
-        raise ItemError(
-            "TEXT_TOO_LARGE",
-            f"{name} has {size_bytes} bytes; the server takes {BOUNDS.max_text_bytes}. Shorten or split it.",
-        )
+        raise ValueError(f"an object has a key of {', '.join(value)} twice")
     return value
 
 
 def _score(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong_type("score", value, "a number")
+        raise wrong_type("score of the row", value, "a number")
     try:
         score = float(value)
     except OverflowError:
@@ -302,49 +243,3 @@ def _score(value: object) -> float:
     if not math.isfinite(score):
         raise ItemError("SCORE_NOT_FINITE", f"score is {str(value)[:40]}; it needs to be finite. Correct it.")
     return score
-
-
-def _wrong_type(name: str, value: object, expected: str) -> ItemError:
-    return ItemError(
-        "WRONG_TYPE", f"{name} is {repr(value)[:60]} of type {type(value).__name__}; it needs to be {expected}."
-    )
-
-
-def _check_is_text(name: str, text: str) -> None:
-    if what := _reference(text):
-        raise ItemError(
-            "TEXT_IS_REFERENCE",
-            f"{name} is the text {text[:60]!r}, {what}. If you mean the image, save it and write its path, "
-            '{"image": "cat.png"}; if you mean the text itself, write {"text": ...}.',
-        )
-
-
-def _reference(text: str) -> str:
-    """Say what a text refers to, or ""."""
-    text = text.strip()
-    for pattern, what in ((URL, "a URL"), (DATA_URI, "a data: URI"), (IMAGE_PATH, "the path of an image file")):
-        if pattern.fullmatch(text):
-            return what
-    return ""
-
-
-def _find_image(folder: Path, image: str) -> tuple[str, str, str]:
-    """Return the absolute path of an image, and code and message of what the server would say against it."""
-    try:
-        path = (folder / image).resolve()
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:  # the latter for a NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        return image, "FILE_UNREADABLE", f"{reason}. Name an image file, absolutely or from {folder}."
-    try:
-        opened = open_image(
-            data,
-            min_pixels=BOUNDS.min_pixels,
-            max_pixels=BOUNDS.max_pixels,
-            max_image_bytes=BOUNDS.max_image_bytes,
-            max_image_pixels=BOUNDS.max_image_pixels,
-        )
-        write_patches(opened, np.empty((opened.num_tokens, PATCH_SIZE), np.uint8))
-    except ItemError as error:
-        return image, error.code, str(error)
-    return str(path), "", ""

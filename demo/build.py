@@ -1,6 +1,6 @@
 """Make the demonstration's data set: emoji pictures with their names and keywords in twenty languages.
 
-The pictures are the colour bitmaps of Noto Color Emoji, the texts are Unicode CLDR's annotations; both are Debian
+The pictures are the colour bitmaps of Noto Color Emoji, the texts are the annotations of Unicode CLDR; both are Debian
 packages. This module knows what training may see and what it may not; it knows nothing of models or tokens.
 
     python -m demo.build --output DIR [--seed 0]
@@ -8,19 +8,22 @@ packages. This module knows what training may see and what it may not; it knows 
 A symbol's id is its code points in hexadecimal, joined by dashes: `1f34e`. Files are JSON Lines, and image paths are
 relative to the file's folder:
 
-    images/ID.png           64 x 64 RGB, the glyph on white: the only pictures that training sees
-    augmented/KIND/ID.png   the same glyphs as training never sees them
-    train.jsonl             {"anchor": SIDE, "positive": SIDE, "group": ID}; a SIDE is a text or {"image": PATH}
-    validation.jsonl        the same with held-out names, to watch the loss
-    tokenizer_corpus.txt    a training text per line
-    eval/images.jsonl       the gallery: {"id": ID, "image": PATH}
-    eval/*.jsonl            queries: {"id": ID, "language": CODE, "text": TEXT}, or images as in the gallery
-    manifest.json           seed, sources, licences, counts, and what was left out
+    images/ID.png             64 x 64 RGB, the glyph on white: the only pictures that training sees
+    augmented/KIND/ID.png     glyphs as training never sees them
+    train.jsonl               {"anchor": SIDE, "positive": SIDE, "group": ID}; a SIDE is a text or {"image": PATH}
+    validation.jsonl          the same with held-out names, to watch the loss
+    tokenizer_corpus.txt      a training text per line: all names and keywords that are not held out
+    eval/images.jsonl         {"id": ID, "image": PATH}: the gallery, every symbol
+    eval/images_KIND.jsonl    {"id": ID, "image": PATH}: queries
+    eval/names_*.jsonl        {"id": ID, "language": CODE, "text": TEXT}: queries
+    eval/keywords_*.jsonl     the same, where "id" is a list if the keyword has several symbols
+    manifest.json             seed, sources, licences, counts, and what was left out
 
-What is held out is held out as a text, whatever its language, because a text does not tell its language: where "taxi"
-is held out for a symbol in German, it is held out for that symbol in French, too, and as a keyword. Texts are equal
-where only capitals or commas differ. In `eval/keywords_heldout.jsonl` a keyword may have several symbols, and then "id"
-is a list; such a keyword is held out with all of them, so that no right answer was seen.
+A text does not tell its language, so what is held out is held out as a text of its symbol: with "taxi" in German goes
+"taxi" in French, and the keyword "taxi". Texts that differ in capitals or commas alone are the same. A held-out keyword
+is held out with all of its symbols, so that no right answer was seen. A name of a new language is left out where
+training has the same text with the same symbol. Two languages may give two symbols one name (Polish "kot" is a cat,
+"fil" an elephant in Turkish and yarn elsewhere): rare, and each row keeps its own symbol.
 """
 
 from __future__ import annotations
@@ -35,32 +38,24 @@ import tempfile
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import PIL
-from PIL import Image, features
+from PIL import features
 
-from demo.render_images import FONT, font, render
+from demo.render_images import FONT
+from demo.symbols import KINDS, augmented_picture, find_symbols, training_picture
 
 CLDR = Path("/usr/share/unicode/cldr/common")
 INSTALL = "sudo apt-get install fonts-noto-color-emoji unicode-cldr-core"
 
-# Complete in CLDR 41, of fourteen families in ten scripts.
+# Complete in CLDR 41; ten scripts, and families from Germanic to Austroasiatic.
 TRAINED = ["en", "de", "fr", "es", "pl", "ru", "el", "tr", "fi", "id", "vi", "ar", "hi", "bn", "th", "zh", "ja", "ko"]
 # Ukrainian is the near one: Russian is trained, with the same script and many of the same roots. Persian is the far
 # one: Arabic is trained, with the same script and some loanwords, but of another family.
 HELD_OUT = ["uk", "fa"]
-
-GLYPH_PX = 136  # the wider side of the font's bitmaps
-IMAGE_PX = 64  # 2 x 2 visual tokens for a model with patches of 16 pixels, merged by 2
-LARGE_PX = 96
-WHITE = (255, 255, 255)
-BACKGROUNDS = [(255, 236, 179), (187, 222, 251), (200, 230, 201), (225, 190, 231), (96, 96, 96), (255, 171, 145)]
-KINDS = ("background", "rotation", "small", "large")  # of augmentations, of the same symbols each
-NUM_AUGMENTED = 400  # symbols
 
 NAMES_HELD_OUT = 0.2  # of the trained languages' names
 VALIDATION = 0.1  # of the held-out names
@@ -68,18 +63,20 @@ KEYWORDS_HELD_OUT = 0.1  # of the keywords with few symbols
 MAX_SYMBOLS = 3  # of a keyword that is held out: "animal" has no right answer
 NAME_PARTNERS = 1  # rows (name, name in another language) per training name
 KEYWORD_ROWS = 2  # rows (keywords, image) per symbol and language
-MAX_JOINED = 3  # keywords in one text
+MAX_JOINED = 3  # keywords in one such row
+NUM_AUGMENTED = 400  # symbols, the same ones in every kind of augmentation
 
 Pair = tuple[str, str]  # symbol id, language
+Unit = tuple[str, str]  # symbol id, same(text)
 Row = dict[str, Any]
 
 
 class BuildError(Exception):
-    """The data set cannot be made; the message says how it can."""
+    """The data set cannot be made; the message says the cure."""
 
 
 def same(text: str) -> str:
-    """Give what two texts share that count as the same."""
+    """Give what texts have in common that count as the same."""
     return text.casefold().replace(",", "")
 
 
@@ -87,320 +84,239 @@ def read_annotations(language: str) -> tuple[dict[str, str], dict[str, list[str]
     """Read the names and keywords of one language from CLDR, by glyph without variation selectors."""
     names, keywords = {}, {}
     for folder in ("annotations", "annotationsDerived"):
-        path = CLDR / folder / f"{language}.xml"
-        if not path.is_file():
-            raise BuildError(f"{str(path)!r} is missing, which holds the names in {language!r}. Run `{INSTALL}`.")
-        for entry in ElementTree.parse(path).getroot().iter("annotation"):
+        for entry in ElementTree.parse(CLDR / folder / f"{language}.xml").iter("annotation"):
             text = unicodedata.normalize("NFC", entry.text or "").strip()
             glyph = entry.attrib["cp"].replace("\ufe0f", "")
-            if "↑↑↑" in text or not text:  # inherited from a locale that none of these languages has
+            if "↑↑↑" in text:  # inherited, and these languages inherit from nobody who has names
                 continue
             if entry.get("type") == "tts":
                 names[glyph] = text
             else:
-                keywords[glyph] = [keyword for part in text.split("|") if (keyword := part.strip())]
+                keywords[glyph] = [keyword.strip() for keyword in text.split("|")]
     return names, keywords
 
 
-def unwanted(glyph: str) -> str | None:
-    """Say why a glyph is no symbol of its own by its code points alone."""
-    if re.search("[\U0001f3fb-\U0001f3ff]", glyph):
-        return "skin tones"
-    if re.search("[\U0001f1e6-\U0001f1ff\U000e0020-\U000e007f]", glyph):
-        return "flags of countries and regions"
-    if re.search("[\u20e3\U0001f51f]", glyph):
-        return "keycaps"
-    if re.fullmatch("[\U0001f9b0-\U0001f9b3]", glyph):
-        return "hair components"
-    return None
+def hold_out_names(names: Mapping[Pair, str], seed: int) -> list[Unit]:
+    """Draw the names that training does not see, in the order of the draw; every symbol keeps one that it sees."""
+    times = Counter((symbol, same(name)) for (symbol, _), name in names.items())
+    remaining = Counter(symbol for symbol, _ in times)
+    units = sorted(times)
+    random.Random(f"{seed} names").shuffle(units)
+    drawn: list[Unit] = []
+    missing = NAMES_HELD_OUT * len(names)
+    for symbol, text in units:
+        if missing > 0 and remaining[symbol] > 1:
+            remaining[symbol] -= 1
+            missing -= times[symbol, text]
+            drawn.append((symbol, text))
+    return drawn
 
 
-def on_background(glyph: Image.Image, side_px: int, colour: tuple[int, int, int] = WHITE) -> Image.Image:
-    """Put a transparent square picture on a colour, and fit it into a square of `side_px` pixels."""
-    picture = Image.new("RGBA", glyph.size, (*colour, 255))
-    picture.alpha_composite(glyph)
-    return picture.convert("RGB").resize((side_px, side_px), Image.Resampling.LANCZOS)
-
-
-def find_symbols(glyphs: Iterable[str], left_out: Counter[str]) -> dict[str, str]:
-    """Give the glyphs that the font draws as one picture of their own, by symbol id.
+def hold_out_keywords(keywords: Mapping[Pair, list[str]], names: set[str], seed: int) -> dict[str, list[str]]:
+    """Draw the keywords that training does not see, with all of their symbols.
 
     Parameters
     ----------
-    glyphs : iterable of str
-        What has a name.
-    left_out : Counter
-        Receives how many were left out, by reason.
-    """
-    one_px = font().getlength("\U0001f34e")  # all glyphs are equally wide
-    symbols: dict[str, str] = {}
-    seen: set[bytes] = set()
-    for glyph in sorted(glyphs, key=lambda glyph: (len(glyph), glyph)):  # of identical pictures the simplest stays
-        reason = unwanted(glyph)
-        if not reason and font().getlength(glyph) != one_px:
-            reason = "not one glyph"
-        if not reason:
-            picture = render(glyph, GLYPH_PX)
-            pixels = on_background(picture, IMAGE_PX).tobytes()
-            if picture.getbbox() is None:
-                reason = "not drawn by the font"
-            elif pixels in seen:
-                reason = "drawn like another symbol"
-            seen.add(pixels)
-        if reason:
-            left_out[reason] += 1
-        else:
-            symbols["-".join(f"{ord(character):x}" for character in glyph)] = glyph
-    return symbols
-
-
-def augment(glyph: str, kind: str, draw: random.Random) -> Image.Image:
-    """Draw a glyph as training never sees it; `kind` is one of KINDS."""
-    if kind == "background":
-        return on_background(render(glyph, GLYPH_PX), IMAGE_PX, draw.choice(BACKGROUNDS))
-    if kind == "rotation":
-        angle = draw.choice((-1, 1)) * draw.uniform(15, 30)  # degrees
-        picture = render(glyph, 2 * GLYPH_PX).rotate(angle, Image.Resampling.BICUBIC)
-        left, top, right, bottom = picture.getbbox() or (0, 0, *picture.size)
-        reach = max(GLYPH_PX - left, GLYPH_PX - top, right - GLYPH_PX, bottom - GLYPH_PX, GLYPH_PX // 2)
-        crop = picture.crop((GLYPH_PX - reach, GLYPH_PX - reach, GLYPH_PX + reach, GLYPH_PX + reach))  # nothing cut off
-        return on_background(crop, IMAGE_PX)
-    if kind == "small":
-        return on_background(render(glyph, 2 * GLYPH_PX), IMAGE_PX)
-    return on_background(render(glyph, GLYPH_PX), LARGE_PX)
-
-
-@dataclass(frozen=True)
-class Texts:
-    """All texts, split into what training sees and what it does not."""
-
-    names: dict[Pair, str]
-    keywords: dict[Pair, list[str]]
-    validation: dict[Pair, str]
-    heldout_names: dict[Pair, str]
-    heldout_keywords: list[Row]
-    heldout: set[tuple[str, str]]  # symbol id, same(text)
-
-
-def split(names: Mapping[Pair, str], keywords: Mapping[Pair, list[str]], named: set[Pair], seed: int) -> Texts:
-    """Hold out names and keywords.
-
-    Parameters
-    ----------
-    names : mapping of (symbol id, language) to str
-        The unambiguous names of the trained languages.
-    keywords : mapping of (symbol id, language) to list of str
-        None of which is a name of its symbol.
-    named : set of (symbol id, same(text))
-        All names, the ambiguous ones too.
+    keywords : mapping
+        From (symbol id, language) to texts.
+    names : set
+        Of same(name), which are not drawn.
     seed : int
-        Of the draws.
+        Of the draw.
     """
-    units: dict[tuple[str, str], list[Pair]] = defaultdict(list)
-    for pair, name in names.items():
-        units[pair[0], same(name)].append(pair)
-    order = sorted(units)
-    remaining = Counter(symbol for symbol, _ in order)
-    random.Random(f"{seed} names").shuffle(order)
-    drawn: list[Pair] = []
-    heldout = set()
-    for unit in order:
-        if len(drawn) >= NAMES_HELD_OUT * len(names):
-            break
-        if remaining[unit[0]] > 1:  # every symbol keeps a name
-            remaining[unit[0]] -= 1
-            heldout.add(unit)
-            drawn += units[unit]
-    watched = {(symbol, same(names[symbol, language])) for symbol, language in drawn[: round(VALIDATION * len(drawn))]}
-    of_keyword: dict[str, set[str]] = defaultdict(set)
+    symbols: dict[str, set[str]] = defaultdict(set)
     for (symbol, _), texts in keywords.items():
         for text in texts:
-            of_keyword[same(text)].add(symbol)
-    all_names = {name for _, name in named}
-    few = sorted(key for key, having in of_keyword.items() if len(having) <= MAX_SYMBOLS and key not in all_names)
-    random.Random(f"{seed} keywords").shuffle(few)
-    chosen = set(few[: round(KEYWORDS_HELD_OUT * len(few))])
-    heldout |= {(symbol, key) for key in chosen for symbol in of_keyword[key]}
-    queries = {
-        (language, text): sorted(of_keyword[same(text)])
-        for (_, language), texts in keywords.items()
-        for text in texts
-        if same(text) in chosen
-    }
-    return Texts(
-        names={pair: name for pair, name in names.items() if (pair[0], same(name)) not in heldout},
-        keywords={
-            pair: [text for text in texts if (pair[0], same(text)) not in heldout] for pair, texts in keywords.items()
-        },
-        validation={pair: names[pair] for pair in sorted(drawn) if (pair[0], same(names[pair])) in watched},
-        heldout_names={pair: names[pair] for pair in sorted(drawn) if (pair[0], same(names[pair])) not in watched},
-        heldout_keywords=[
-            {"id": having[0] if len(having) == 1 else having, "language": language, "text": text}
-            for (language, text), having in sorted(queries.items())
-        ],
-        heldout=heldout,
-    )
+            symbols[same(text)].add(symbol)
+    few = sorted(text for text in symbols.keys() - names if len(symbols[text]) <= MAX_SYMBOLS)
+    drawn = random.Random(f"{seed} keywords").sample(few, round(KEYWORDS_HELD_OUT * len(few)))
+    return {text: sorted(symbols[text]) for text in drawn}
 
 
-def image(symbol: str) -> dict[str, str]:
-    """Name a symbol's picture as one side of a row."""
+def side(symbol: str) -> dict[str, str]:
+    """Give a symbol's picture as one side of a row."""
     return {"image": f"images/{symbol}.png"}
 
 
-def training_rows(texts: Texts, seed: int) -> dict[str, list[Row]]:
-    """Pair pictures, names and keywords, by kind of row."""
+def training_rows(
+    names: Mapping[Pair, str], keywords: Mapping[Pair, list[str]], held_out: set[Unit], seed: int
+) -> dict[str, list[Row]]:
+    """Pair pictures, names and keywords, by kind of row; joined keywords that spell a held-out text are no row."""
     draw = random.Random(f"{seed} rows")
     rows: dict[str, list[Row]] = {"image, name": [], "name, name": [], "keywords, image": []}
     of_symbol: dict[str, list[str]] = defaultdict(list)
-    for (symbol, _), name in texts.names.items():
+    for (symbol, _), name in names.items():
         of_symbol[symbol].append(name)
-    for (symbol, _), name in texts.names.items():
-        rows["image, name"].append({"anchor": image(symbol), "positive": name, "group": symbol})
-        partners = [other for other in of_symbol[symbol] if same(other) != same(name)]
-        for partner in draw.sample(partners, min(NAME_PARTNERS, len(partners))):
-            rows["name, name"].append({"anchor": name, "positive": partner, "group": symbol})
-    for (symbol, _), keywords in texts.keywords.items():
-        joined = set()
-        for _ in range(KEYWORD_ROWS if keywords else 0):
-            chosen = draw.sample(keywords, draw.randint(1, min(MAX_JOINED, len(keywords))))
-            joined.add(draw.choice((", ", " ")).join(chosen))
+    for (symbol, _), name in names.items():
+        rows["image, name"].append({"anchor": side(symbol), "positive": name, "group": symbol})
+        others = [other for other in of_symbol[symbol] if same(other) != same(name)]
+        for other in draw.sample(others, min(NAME_PARTNERS, len(others))):
+            rows["name, name"].append({"anchor": name, "positive": other, "group": symbol})
+    for (symbol, _), texts in keywords.items():
+        joined = {
+            draw.choice((", ", " ")).join(draw.sample(texts, draw.randint(1, min(MAX_JOINED, len(texts)))))
+            for _ in range(KEYWORD_ROWS if texts else 0)
+        }
         for text in sorted(joined):
-            if (symbol, same(text)) not in texts.heldout:
-                rows["keywords, image"].append({"anchor": text, "positive": image(symbol), "group": symbol})
+            if (symbol, same(text)) not in held_out:
+                rows["keywords, image"].append({"anchor": text, "positive": side(symbol), "group": symbol})
     return rows
 
 
-def write(path: Path, rows: Iterable[Row]) -> None:
-    """Write JSON Lines."""
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+def texts_of(row: Row) -> list[str]:
+    """Give the texts of a training row."""
+    return [text for text in (row["anchor"], row["positive"]) if isinstance(text, str)]
 
 
-def versions() -> dict[str, Row]:
-    """Say what the pictures and texts are made from, by the files themselves."""
-    data = FONT.read_bytes()
-    tables = (
-        struct.unpack_from(">4s4xI", data, 12 + 16 * index) for index in range(struct.unpack_from(">H", data, 4)[0])
+def queries(names: Mapping[Pair, str]) -> list[Row]:
+    """Ask for a symbol by each of these names."""
+    return [{"id": symbol, "language": language, "text": name} for (symbol, language), name in names.items()]
+
+
+def split(names: Mapping[Pair, str], keywords: Mapping[Pair, list[str]], seed: int) -> tuple[dict[str, Any], Row]:
+    """Split the texts of all languages into what training sees and what it does not.
+
+    Returns
+    -------
+    files : dict
+        The rows of each file of texts by its path without suffix, and the texts of the tokenizer's corpus.
+    counts : dict
+        Of training rows by kind, and of what was left out by reason.
+    """
+    named = {(symbol, same(name)) for (symbol, _), name in names.items()}
+    times = Counter((language, same(name)) for (_, language), name in names.items())
+    clear = {pair: name for pair, name in names.items() if times[pair[1], same(name)] == 1}
+    known = {pair: name for pair, name in clear.items() if pair[1] in TRAINED}
+    keywords = {  # without those that are names of their symbol
+        (symbol, language): [text for text in dict.fromkeys(texts) if (symbol, same(text)) not in named]
+        for (symbol, language), texts in keywords.items()
+        if language in TRAINED
+    }
+    drawn = hold_out_names(known, seed)
+    symbols = hold_out_keywords(keywords, {name for _, name in named}, seed)
+    watched = set(drawn[: round(VALIDATION * len(drawn))])
+    final = set(drawn) - watched
+    held_out = set(drawn) | {(symbol, text) for text, having in symbols.items() for symbol in having}
+
+    def only(units: set[Unit]) -> dict[Pair, str]:
+        return {(symbol, language): text for (symbol, language), text in known.items() if (symbol, same(text)) in units}
+
+    seen_names = {pair: name for pair, name in known.items() if (pair[0], same(name)) not in held_out}
+    seen_keywords = {pair: [text for text in texts if same(text) not in symbols] for pair, texts in keywords.items()}
+    rows = training_rows(seen_names, seen_keywords, held_out, seed)
+    train = [row for kind in rows.values() for row in kind]
+    random.Random(f"{seed} order").shuffle(train)
+    seen = {(row["group"], same(text)) for row in train for text in texts_of(row)}
+    new = {pair: name for pair, name in clear.items() if pair[1] in HELD_OUT}
+    unseen = {pair: name for pair, name in new.items() if (pair[0], same(name)) not in seen}
+    asked = sorted(
+        {(language, text) for (_, language), texts in keywords.items() for text in texts if same(text) in symbols}
     )
-    revision = struct.unpack_from(">I", data, dict(tables)[b"head"] + 4)[0] / 65536  # fixed point, 16.16
-    found = re.search(r'cldrVersion CDATA #FIXED "([^"]+)"', (CLDR / "dtd/ldml.dtd").read_text(encoding="utf-8"))
-    return {
-        "Noto Color Emoji": {"version": f"{revision:.3f}", "licence": "OFL-1.1", "package": "fonts-noto-color-emoji"},
-        "Unicode CLDR": {
-            "version": found[1] if found else "unknown",
-            "licence": "Unicode-DFS-2016",
-            "package": "unicode-cldr-core",
+    files = {
+        "train": train,
+        "validation": [
+            {"anchor": name, "positive": side(symbol), "group": symbol} for (symbol, _), name in only(watched).items()
+        ],
+        "tokenizer_corpus": [*seen_names.values(), *(text for texts in seen_keywords.values() for text in texts)],
+        "eval/names_seen": queries(seen_names),
+        "eval/names_heldout": queries(only(final)),
+        "eval/names_new_languages": queries(unseen),
+        "eval/keywords_heldout": [
+            {"id": having if len(having) > 1 else having[0], "language": language, "text": text}
+            for language, text in asked
+            for having in [symbols[same(text)]]
+        ],
+    }
+    counts = {
+        "training rows": {kind: len(found) for kind, found in rows.items()},
+        "left out": {
+            "names of several symbols in one language": len(names) - len(clear),
+            "names of new languages that training has": len(new) - len(unseen),
         },
+    }
+    return files, counts
+
+
+def sources() -> dict[str, Row]:
+    """Say what the data set is made from, by the files themselves."""
+    data = FONT.read_bytes()
+    tables = dict(struct.iter_unpack(">4s4xI4x", data[12 : 12 + 16 * int.from_bytes(data[4:6], "big")]))
+    revision = int.from_bytes(data[tables[b"head"] + 4 :][:4], "big") / 65536  # fixed point, 16.16
+    version = re.search(r'cldrVersion CDATA #FIXED "(.+?)"', (CLDR / "dtd/ldml.dtd").read_text(encoding="utf-8"))
+    return {
+        "Noto Color Emoji": {"version": f"{revision:.3f}", "licence": "OFL-1.1"},
+        "Unicode CLDR": {"version": version and version[1], "licence": "Unicode-DFS-2016"},
         "Pillow": {"version": PIL.__version__, "raqm": features.version("raqm")},
     }
 
 
-def build(output: Path, seed: int = 0) -> dict[str, Any]:
-    """Make the data set in a folder that must be new or empty, and give its manifest.
+def write(path: Path, rows: Iterable[str | Row]) -> None:
+    """Write texts as they are, and rows as JSON, by line."""
+    path.parent.mkdir(exist_ok=True)
+    lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def build(output: Path, seed: int = 0) -> Row:
+    """Make the data set, and give its manifest.
+
+    Parameters
+    ----------
+    output : Path
+        A folder that is new or empty; it is filled at once, or not at all.
+    seed : int
+        Of all splits and draws.
 
     Raises
     ------
     BuildError
-        If the folder is not empty, or a Debian package is missing.
+        If the folder holds something, or a Debian package is missing.
     """
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise BuildError(
-            f"{str(output)!r} is not an empty folder, and nothing is overwritten. Remove it or name another."
+            f"{str(output)!r} is not an empty folder, and nothing is overwritten: remove it or name another"
         )
-    if not FONT.is_file():
-        raise BuildError(f"{str(FONT)!r} is missing, which holds the pictures. Run `{INSTALL}`.")
-    left_out: Counter[str] = Counter()
-    read = {language: read_annotations(language) for language in [*TRAINED, *HELD_OUT]}
-    symbols = find_symbols(read["en"][0], left_out)
-    names: dict[Pair, str] = {}
-    keywords: dict[Pair, list[str]] = {}
-    for language, (language_names, language_keywords) in read.items():
-        own = {symbol: language_names[glyph] for symbol, glyph in symbols.items() if glyph in language_names}
-        left_out["names missing in CLDR"] += len(symbols) - len(own)
-        times = Counter(map(same, own.values()))
-        names |= {(symbol, language): name for symbol, name in own.items() if times[same(name)] == 1}
-        left_out["names of several symbols in one language"] += sum(count for count in times.values() if count > 1)
-        keywords |= {(symbol, language): language_keywords.get(glyph, []) for symbol, glyph in symbols.items()}
-    named = {
-        (symbol, same(language_names[glyph]))
-        for language, (language_names, _) in read.items()
-        for symbol, glyph in symbols.items()
-        if language in TRAINED and glyph in language_names
-    }
-    texts = split(
-        {pair: name for pair, name in names.items() if pair[1] in TRAINED},
-        {
-            (symbol, language): [text for text in dict.fromkeys(words) if (symbol, same(text)) not in named]
-            for (symbol, language), words in keywords.items()
-            if language in TRAINED
-        },
-        named,
-        seed,
-    )
-    rows = training_rows(texts, seed)
-    sides = [(row["group"], row[side]) for kind in rows.values() for row in kind for side in ("anchor", "positive")]
-    known = {(symbol, same(side)) for symbol, side in sides if isinstance(side, str)}
-    known |= {(symbol, same(text)) for (symbol, _), words in texts.keywords.items() for text in words}
-    new = {pair: name for pair, name in names.items() if pair[1] in HELD_OUT}
-    left_out["names of new languages that training has in another"] = sum(
-        (s, same(t)) in known for (s, _), t in new.items()
-    )
-    queries = {
-        "names_seen": texts.names,
-        "names_heldout": texts.heldout_names,
-        "names_new_languages": {pair: name for pair, name in new.items() if (pair[0], same(name)) not in known},
-    }
+    for source in (FONT, CLDR):
+        if not source.exists():
+            raise BuildError(f"{str(source)!r} is missing: run `{INSTALL}`")
+
+    languages = {language: read_annotations(language) for language in (*TRAINED, *HELD_OUT)}
+    symbols, left_out = find_symbols(languages["en"][0])
+    pairs = [(symbol, language) for language in languages for symbol in symbols]
+    names = {(s, language): name for s, language in pairs if (name := languages[language][0].get(symbols[s]))}
+    keywords = {(s, language): languages[language][1].get(symbols[s], []) for s, language in pairs}
+    files, counts = split(names, keywords, seed)
+
+    draw = random.Random(f"{seed} augmentations")
+    augmented = sorted(draw.sample(sorted(symbols), min(NUM_AUGMENTED, len(symbols))))
+    pictures = {f"images/{symbol}.png": training_picture(glyph) for symbol, glyph in symbols.items()}
+    files["eval/images"] = [{"id": symbol, "image": f"../images/{symbol}.png"} for symbol in symbols]
+    for kind in KINDS:
+        pictures |= {f"augmented/{kind}/{s}.png": augmented_picture(symbols[s], kind, draw) for s in augmented}
+        files[f"eval/images_{kind}"] = [{"id": s, "image": f"../augmented/{kind}/{s}.png"} for s in augmented]
     manifest = {
         "seed": seed,
-        "sources": versions(),
+        "sources": sources(),
         "languages": {"trained": TRAINED, "held out": HELD_OUT},
         "symbols": len(symbols),
-        "augmented symbols per kind": min(NUM_AUGMENTED, len(symbols)),
-        "training rows": {kind: len(found) for kind, found in rows.items()},
-        "validation rows": len(texts.validation),
-        "queries": {name: len(found) for name, found in queries.items()}
-        | {"keywords_heldout": len(texts.heldout_keywords)},
-        "left out": dict(sorted(left_out.items())),
+        "lines": {path: len(rows) for path, rows in files.items()},
+        "training rows": counts["training rows"],
+        "left out": {
+            **dict(sorted(left_out.items())),
+            "names missing in CLDR": len(pairs) - len(names),
+            **counts["left out"],
+        },
     }
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
-        folder = Path(temporary) / "data"  # becomes the output when it is complete
-        (folder / "images").mkdir(parents=True)
-        for symbol, glyph in symbols.items():
-            on_background(render(glyph, GLYPH_PX), IMAGE_PX).save(folder / "images" / f"{symbol}.png")
-        shuffled = [row for kind in rows.values() for row in kind]
-        random.Random(f"{seed} order").shuffle(shuffled)
-        write(folder / "train.jsonl", shuffled)
-        write(
-            folder / "validation.jsonl",
-            (
-                {"anchor": name, "positive": image(symbol), "group": symbol}
-                for (symbol, _), name in texts.validation.items()
-            ),
-        )
-        corpus = [*texts.names.values(), *(text for words in texts.keywords.values() for text in words)]
-        (folder / "tokenizer_corpus.txt").write_text("".join(f"{text}\n" for text in corpus), encoding="utf-8")
-        write(folder / "eval/images.jsonl", ({"id": symbol, "image": f"../images/{symbol}.png"} for symbol in symbols))
-        for name, found in queries.items():
-            write(
-                folder / f"eval/{name}.jsonl",
-                ({"id": symbol, "language": language, "text": text} for (symbol, language), text in found.items()),
-            )
-        write(folder / "eval/keywords_heldout.jsonl", texts.heldout_keywords)
-        draw = random.Random(f"{seed} augmentations")
-        augmented = sorted(draw.sample(sorted(symbols), min(NUM_AUGMENTED, len(symbols))))
-        for kind in KINDS:
-            (folder / "augmented" / kind).mkdir(parents=True)
-            for symbol in augmented:
-                augment(symbols[symbol], kind, draw).save(folder / "augmented" / kind / f"{symbol}.png")
-            write(
-                folder / f"eval/images_{kind}.jsonl",
-                ({"id": symbol, "image": f"../augmented/{kind}/{symbol}.png"} for symbol in augmented),
-            )
-        (folder / "manifest.json").write_text(
-            json.dumps(manifest, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
-        )
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
+        folder = Path(temporary) / "complete"
+        for path, picture in pictures.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            picture.save(folder / path)
+        for name, rows in files.items():
+            write(folder / f"{name}{'.txt' if name == 'tokenizer_corpus' else '.jsonl'}", rows)
+        write(folder / "manifest.json", [json.dumps(manifest, ensure_ascii=False, indent=2)])
         folder.rename(output)
     return manifest
 
@@ -408,10 +324,9 @@ def build(output: Path, seed: int = 0) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Make the demonstration's data set.")
     parser.add_argument("--output", type=Path, required=True, help="a new or empty folder")
-    parser.add_argument("--seed", type=int, default=0, help="of the splits and draws (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of all splits and draws (default: 0)")
     arguments = parser.parse_args()
     try:
-        manifest = build(arguments.output, arguments.seed)
+        print(json.dumps(build(arguments.output, arguments.seed), ensure_ascii=False, indent=2))
     except BuildError as error:
         sys.exit(f"error: {error}")
-    print(json.dumps(manifest, ensure_ascii=False, indent=2))

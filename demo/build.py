@@ -22,8 +22,8 @@ relative to the file's folder:
 A text does not tell its language, so what is held out is held out as a text of its symbol: with "taxi" in German goes
 "taxi" in French, and the keyword "taxi". Texts that differ in capitals or commas alone are the same. A held-out keyword
 is held out with all of its symbols, so that no right answer was seen. A name of a new language is left out where
-training has the same text with the same symbol. Two languages may give two symbols one name (Polish "kot" is a cat,
-"fil" an elephant in Turkish and yarn elsewhere): rare, and each row keeps its own symbol.
+training has the same text with the same symbol. Two languages may give one name to two symbols ("kot" is a cat in
+Polish and jeans in Turkish): rare, and each row keeps its own symbol.
 """
 
 from __future__ import annotations

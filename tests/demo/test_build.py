@@ -1,0 +1,353 @@
+"""What the demonstration's data set promises: what training never sees, and that everything else is there."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+import unicodedata
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from demo import build, symbols
+from demo.render_images import FONT
+
+pytestmark = pytest.mark.skipif(
+    not (FONT.is_file() and build.CLDR.is_dir()),
+    reason=f"the emoji font or Unicode CLDR is missing: run `{build.INSTALL}`",
+)
+
+
+def same(text: str) -> str:
+    return text.casefold().replace(",", "")
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def texts(row: dict) -> list[str]:
+    return [text for text in (row["anchor"], row["positive"]) if isinstance(text, str)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the data set of the default seed."""
+    output = tmp_path_factory.mktemp("demo") / "data"
+    build.build(output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def train(folder: Path) -> list[dict]:
+    return rows(folder / "train.jsonl")
+
+
+@pytest.fixture(scope="module")
+def trained(train: list[dict]) -> set[tuple[str, str]]:
+    """Return every text of training with its symbol."""
+    return {(row["group"], same(text)) for row in train for text in texts(row)}
+
+
+@pytest.fixture(scope="module")
+def gallery(folder: Path) -> list[str]:
+    return [row["id"] for row in rows(folder / "eval/images.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def cldr(gallery: list[str]) -> dict[str, tuple[dict[str, str], dict[str, list[str]]]]:
+    """Return names and keywords by language, by symbol id."""
+    glyphs = {symbol: "".join(chr(int(code, 16)) for code in symbol.split("-")) for symbol in gallery}
+    return {
+        language: tuple(
+            {symbol: of_glyph[glyph] for symbol, glyph in glyphs.items() if glyph in of_glyph}
+            for of_glyph in build.read_annotations(language)
+        )
+        for language in (*build.TRAINED, *build.HELD_OUT)
+    }
+
+
+def test_held_out_names_are_never_trained(folder, trained, gallery, cldr):
+    final = rows(folder / "eval/names_heldout.jsonl")
+    watched = rows(folder / "validation.jsonl")
+    held_out = {(row["id"], same(row["text"])) for row in final}
+    validation = {(row["group"], same(row["anchor"])) for row in watched}
+    assert not held_out & trained and not validation & trained and not held_out & validation
+    assert all(row["positive"] == {"image": f"images/{row['group']}.png"} for row in watched)
+    assert all(cldr[row["language"]][0][row["id"]] == row["text"] for row in final)
+    every = len(gallery) * len(build.TRAINED)
+    assert (len(final) + len(watched)) / every == pytest.approx(0.2, abs=0.001)
+    assert len(watched) / (len(final) + len(watched)) == pytest.approx(0.1, abs=0.01)
+    for language, count in Counter(row["language"] for row in final).items():
+        assert count / len(gallery) == pytest.approx(0.18, abs=0.04), language  # 20 % less validation
+    assert {row["language"] for row in final} == set(build.TRAINED)
+
+
+def test_held_out_keywords_are_never_trained(folder, trained, cldr):
+    queries = rows(folder / "eval/keywords_heldout.jsonl")
+    corpus = {same(line) for line in (folder / "tokenizer_corpus.txt").read_text(encoding="utf-8").split("\n")}
+    names = {same(name) for by_symbol, _ in cldr.values() for name in by_symbol.values()}
+    having = defaultdict(set)
+    for language in build.TRAINED:
+        for symbol, keywords in cldr[language][1].items():
+            for keyword in keywords:
+                having[same(keyword)].add(symbol)
+    assert len(queries) > 2000
+    for row in queries:
+        answers = row["id"] if isinstance(row["id"], list) else [row["id"]]
+        assert not {(symbol, same(row["text"])) for symbol in answers} & trained
+        assert same(row["text"]) not in corpus | names
+        assert set(answers) == having[same(row["text"])]
+        assert 1 <= len(answers) <= 3 and any(row["text"] in cldr[row["language"]][1][symbol] for symbol in answers)
+    assert len({(row["language"], row["text"]) for row in queries}) == len(queries)
+
+
+def test_new_languages_are_never_trained(folder, trained, cldr):
+    queries = rows(folder / "eval/names_new_languages.jsonl")
+    assert {row["language"] for row in queries} == set(build.HELD_OUT)
+    assert not {(row["id"], same(row["text"])) for row in queries} & trained
+    assert all(cldr[row["language"]][0][row["id"]] == row["text"] for row in queries)
+    corpus = set((folder / "tokenizer_corpus.txt").read_text(encoding="utf-8").split("\n")[:-1])
+    assert corpus <= {
+        text
+        for language in build.TRAINED
+        for text in (*cldr[language][0].values(), *(word for words in cldr[language][1].values() for word in words))
+    }
+
+
+def test_training_texts_belong_to_the_group(train, cldr):
+    names = {(s, name) for language in build.TRAINED for s, name in cldr[language][0].items()}
+    words = {
+        (language, symbol): {word for keyword in keywords for word in re.split(r",? ", keyword)}
+        for language in build.TRAINED
+        for symbol, keywords in cldr[language][1].items()
+    }
+    kinds = Counter()
+    for row in train:
+        group = row["group"]
+        found = texts(row)
+        assert [side for side in (row["anchor"], row["positive"]) if isinstance(side, dict)] == (
+            [{"image": f"images/{group}.png"}] * (2 - len(found))
+        )
+        if len(found) == 2 or found[0] == row["positive"]:  # names
+            assert all((group, name) in names for name in found)
+            assert len({same(name) for name in found}) == len(found)
+            kinds["name, name" if len(found) == 2 else "image, name"] += 1
+        else:  # keywords of one language
+            used = {word for word in re.split(r",? ", found[0]) if word}
+            assert any(used <= words[language, group] for language in build.TRAINED if (language, group) in words)
+            kinds["keywords, image"] += 1
+    assert min(kinds.values()) > 20_000
+
+
+def test_every_training_name_is_paired(folder, train):
+    seen = Counter((row["id"], row["text"]) for row in rows(folder / "eval/names_seen.jsonl"))
+    with_image = [row for row in train if isinstance(row["anchor"], dict)]
+    assert seen == Counter((row["group"], row["positive"]) for row in with_image)
+    pairs = [row for row in train if len(texts(row)) == 2]
+    assert Counter((row["group"], row["anchor"]) for row in pairs) <= seen
+    assert len(pairs) > 0.99 * seen.total()
+
+
+def test_every_symbol_has_a_picture_and_a_training_name(folder, gallery):
+    assert len(set(gallery)) == len(gallery) > 1300
+    assert {row["id"] for row in rows(folder / "eval/names_seen.jsonl")} == set(gallery)
+    assert {path.stem for path in (folder / "images").iterdir()} == set(gallery)
+    pixels = set()
+    for symbol in gallery:
+        with Image.open(folder / f"images/{symbol}.png") as image:
+            assert (image.size, image.mode) == ((64, 64), "RGB")
+            assert image.convert("L").getextrema()[0] < 255  # not blank
+            pixels.add(image.tobytes())
+    assert len(pixels) == len(gallery)
+
+
+def test_no_symbol_is_a_flag_skin_tone_keycap_or_component(gallery):
+    left_out = {0x20E3, 0x23, 0x2A, *range(0x1F1E6, 0x1F200), *range(0x1F3FB, 0x1F400), *range(0xE0020, 0xE0080)}
+    for symbol in gallery:
+        assert not {int(code, 16) for code in symbol.split("-")} & left_out, symbol
+    assert {"1f34e", "1f468-200d-1f33e", "2764-200d-1f525"} <= set(gallery)  # apple, farmer, heart on fire
+
+
+def test_augmentations_are_never_trained(folder, train):
+    used = {side["image"] for row in train for side in (row["anchor"], row["positive"]) if isinstance(side, dict)}
+    assert all(path.startswith("images/") for path in used)
+    for kind in symbols.KINDS:
+        found = rows(folder / f"eval/images_{kind}.jsonl")
+        assert len(found) == build.NUM_AUGMENTED
+        for row in found:
+            with (
+                Image.open(folder / "eval" / row["image"]) as image,
+                Image.open(folder / f"images/{row['id']}.png") as ours,
+            ):
+                assert (image.size, image.mode) == (((96, 96) if kind == "large" else (64, 64)), "RGB")
+                assert image.resize(ours.size).tobytes() != ours.tobytes()
+                if kind == "small":
+                    assert image.crop((0, 0, 64, 15)).getextrema() == ((255, 255),) * 3
+
+
+@pytest.mark.parametrize("glyph", ["🟥", "➖", "🎚️"])
+def test_a_rotation_cuts_nothing_off(glyph):
+    for seed in range(5):
+        image = symbols.augmented_picture(glyph, "rotation", random.Random(seed)).convert("L")
+        corners = [image.getpixel((x, y)) for x in (0, 63) for y in (0, 63)]
+        assert corners == [255] * 4  # a cut square would fill them
+
+
+def test_texts_are_normalised(folder, train):
+    lines = (folder / "tokenizer_corpus.txt").read_text(encoding="utf-8").split("\n")
+    assert lines.pop() == ""
+    queries = [row["text"] for path in folder.glob("eval/[nk]*.jsonl") for row in rows(path)]
+    for text in (*lines, *queries, *(text for row in train for text in texts(row))):
+        assert text and text == unicodedata.normalize("NFC", text).strip() and "↑↑↑" not in text and "|" not in text
+
+
+def test_the_corpus_is_what_training_may_see(folder, train):
+    corpus = set((folder / "tokenizer_corpus.txt").read_text(encoding="utf-8").split("\n"))
+    assert {text for row in train for text in texts(row) if not isinstance(row["positive"], dict)} <= corpus
+
+
+def test_the_manifest_counts(folder, train, gallery):
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    lines = {
+        str(path.relative_to(folder).with_suffix("")): path.read_text(encoding="utf-8").count("\n")
+        for path in folder.rglob("*.*")
+        if path.suffix in {".jsonl", ".txt"}
+    }
+    assert manifest["lines"] == lines
+    assert manifest["symbols"] == len(gallery)
+    assert sum(manifest["training rows"].values()) == len(train)
+    assert manifest["seed"] == 0
+    assert len(manifest["languages"]["trained"]) == 18 and len(manifest["languages"]["held out"]) == 2
+    assert all(re.fullmatch(r"[\d.]+", source["version"]) for source in manifest["sources"].values())
+    assert manifest["left out"]["skin tones"] > 1000
+
+
+def test_two_runs_are_identical(folder, tmp_path):
+    (tmp_path / "data").mkdir()  # an empty folder may be there
+    build.build(tmp_path / "data")
+    ours = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    again = {path.relative_to(tmp_path / "data"): path for path in (tmp_path / "data").rglob("*") if path.is_file()}
+    assert {name: path.read_bytes() for name, path in again.items()} == ours
+    assert list(tmp_path.iterdir()) == [tmp_path / "data"]
+
+
+NAMES = {("s1", "en"): "cat", ("s2", "en"): "Cat", ("s1", "de"): "Katze", ("s2", "de"): "Kater", ("s1", "uk"): "кіт"}
+
+
+def test_a_name_of_two_symbols_is_left_out_for_both():
+    files, counts = build.split(NAMES, {}, seed=0)
+    assert counts["left out"]["names of several symbols in one language"] == 2
+    assert not {"cat", "Cat"} & {row["text"] for name in files if name.startswith("eval/") for row in files[name]}
+    assert not {"cat", "Cat"} & {*files["tokenizer_corpus"], *(text for row in files["train"] for text in texts(row))}
+
+
+def test_a_name_is_held_out_in_all_its_languages():
+    names = {
+        (f"s{n}", language): f"{'taxi' if language in 'en de' else language} {n}"
+        for n in range(50)
+        for language in ("en", "de", "fr", "ru")
+    }
+    for seed in range(5):
+        files, _ = build.split(names, {}, seed)
+        seen = {(row["id"], row["text"]) for row in files["eval/names_seen"]}
+        held_out = {(row["id"], row["text"]) for row in files["eval/names_heldout"]}
+        assert any("taxi" in text for _, text in held_out) and not seen & held_out
+
+
+def test_a_name_of_a_new_language_that_training_has_is_left_out():
+    names = {("s1", "ru"): "торт", ("s1", "uk"): "торт", ("s2", "ru"): "кот", ("s2", "uk"): "кіт"}
+    files, counts = build.split(names, {}, seed=0)
+    assert [row["text"] for row in files["eval/names_new_languages"]] == ["кіт"]
+    assert counts["left out"]["names of new languages that training has"] == 1
+
+
+def test_joined_keywords_never_spell_a_held_out_text():
+    keywords = {("s1", "en"): ["red", "apple"]}
+    spelled = {
+        row["anchor"]
+        for seed in range(50)
+        for row in build.training_rows({}, keywords, {("s1", "red apple")}, seed)["keywords, image"]
+    }
+    assert spelled == {"red", "apple", "apple red", "apple, red"}
+
+
+def test_a_keyword_that_is_a_name_is_no_keyword():
+    keywords = {("s1", "en"): ["Katze", "pet", "кіт"], ("s1", "uk"): ["тварина"]}
+    files, _ = build.split(NAMES, keywords, seed=0)
+    trained = [text for row in files["train"] if isinstance(row["positive"], dict) for text in texts(row)]
+    assert trained == ["pet"] or (trained == [] and [row["text"] for row in files["eval/keywords_heldout"]] == ["pet"])
+
+
+def test_the_seed_draws_the_split():
+    names = {(f"s{n}", language): f"{language} {n}" for n in range(20) for language in ("en", "de")}
+    assert build.split(names, {}, 0) == build.split(names, {}, 0)
+    assert build.split(names, {}, 0)[0]["eval/names_heldout"] != build.split(names, {}, 1)[0]["eval/names_heldout"]
+
+
+def test_glyphs_without_a_picture_of_their_own_are_left_out():
+    glyphs = [
+        "🍎",
+        "👨‍🌾",
+        "👪",
+        "👨‍👨‍👦",
+        "👍🏽",
+        "🏽",
+        "🇩🇪",
+        "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
+        "#",
+        "1⃣",
+        "🔟",
+        "🦰",
+        "{",
+        "🍎🍏",
+    ]
+    found, left_out = symbols.find_symbols(glyphs)
+    assert found == {"1f34e": "🍎", "1f46a": "👪", "1f468-200d-1f33e": "👨‍🌾"}
+    assert left_out == {
+        "drawn like another symbol": 1,
+        "skin tones": 2,
+        "flags of countries and regions": 2,
+        "keycaps": 3,
+        "hair components": 1,
+        "not drawn by the font": 1,
+        "sequences that are not one glyph": 1,
+    }
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    result = subprocess.run(
+        [sys.executable, "-m", "demo.build", "--output", str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert re.fullmatch(f"error: '{tmp_path}' is not an empty folder, .* remove it or name another\n", result.stderr)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    with pytest.raises(build.BuildError, match="is not an empty folder"):
+        build.build(tmp_path / "mine.txt")
+
+
+@pytest.mark.parametrize("source", ["FONT", "CLDR"])
+def test_a_missing_package_names_the_cure(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, source, tmp_path / "missing")
+    cure = "missing' is missing: run `sudo apt-get install fonts-noto-color-emoji unicode-cldr-core`"
+    with pytest.raises(build.BuildError, match=cure):
+        build.build(tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_run_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "find_symbols", lambda glyphs: ({"1f34e": "🍎"}, Counter()))
+    monkeypatch.setattr(build, "write", lambda path, rows: path.write_text("a line")["no such thing"])
+    with pytest.raises(TypeError):
+        build.build(tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []

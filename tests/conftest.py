@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from export.__main__ import export
 from export.checkpoint import Checkpoint, open_checkpoint
 from server.launch import TritonServer
 from tests.random_checkpoint import write_checkpoint
@@ -36,6 +35,8 @@ def repository_of(
 ) -> Callable[[str], Path]:
     """Export an architecture to a deployable model repository, once."""
     made: dict[str, Path] = {}
+
+    from export.__main__ import export  # its packages are not in the training environment, whose tests are here too
 
     def make(size: str) -> Path:
         if size not in made:

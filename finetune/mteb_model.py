@@ -46,6 +46,8 @@ class ServedModel(AbsEncoder):
         The URL is wrong or the server cannot be reached.
     """
 
+    mteb_model_meta: ModelMeta  # never None, as it may be in general
+
     def __init__(
         self,
         url: str,

@@ -101,7 +101,7 @@ def test_held_out_keywords_are_never_trained(folder, trained, cldr):
     for row in queries:
         answers = row["id"] if isinstance(row["id"], list) else [row["id"]]
         assert not {(symbol, same(row["text"])) for symbol in answers} & trained
-        assert same(row["text"]) not in corpus | names
+        assert same(row["text"]) not in corpus and same(row["text"]) not in names
         assert set(answers) == having[same(row["text"])]
         assert 1 <= len(answers) <= 3 and any(row["text"] in cldr[row["language"]][1][symbol] for symbol in answers)
     assert len({(row["language"], row["text"]) for row in queries}) == len(queries)
@@ -197,6 +197,21 @@ def test_a_rotation_cuts_nothing_off(glyph):
         image = symbols.augmented_picture(glyph, "rotation", random.Random(seed)).convert("L")
         corners = [image.getpixel((x, y)) for x in (0, 63) for y in (0, 63)]
         assert corners == [255] * 4  # a cut square would fill them
+
+
+def test_annotations_are_read_normalised(tmp_path, monkeypatch):
+    content = {
+        "annotations": "<annotation cp='❤\ufe0f'> a\u0308 |b |b c</annotation>"
+        "<annotation cp='❤\ufe0f' type='tts'> o\u0308 </annotation>",
+        "annotationsDerived": "<annotation cp='A'>↑↑↑</annotation><annotation cp='A' type='tts'>↑↑↑</annotation>",
+    }
+    for folder, entries in content.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "xx.xml").write_text(
+            f"<ldml><annotations>{entries}</annotations></ldml>", encoding="utf-8"
+        )
+    monkeypatch.setattr(build, "CLDR", tmp_path)
+    assert build.read_annotations("xx") == ({"❤": "\u00f6"}, {"❤": ["\u00e4", "b", "b c"]})
 
 
 def test_texts_are_normalised(folder, train):

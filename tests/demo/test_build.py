@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -191,12 +192,12 @@ def test_augmentations_are_never_trained(folder, train):
                     assert image.crop((0, 0, 64, 15)).getextrema() == ((255, 255),) * 3
 
 
-@pytest.mark.parametrize("glyph", ["🟥", "➖", "🎚️"])
+@pytest.mark.parametrize("glyph", ["🟥", "🌅", "🅰"])
 def test_a_rotation_cuts_nothing_off(glyph):
     for seed in range(5):
-        image = symbols.augmented_picture(glyph, "rotation", random.Random(seed)).convert("L")
-        corners = [image.getpixel((x, y)) for x in (0, 63) for y in (0, 63)]
-        assert corners == [255] * 4  # a cut square would fill them
+        image = np.asarray(symbols.augmented_picture(glyph, "rotation", random.Random(seed)).convert("L"))
+        border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+        assert (border < 250).mean() < 0.2  # the four corners of the glyph touch it, and no more
 
 
 def test_annotations_are_read_normalised(tmp_path, monkeypatch):

@@ -55,6 +55,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     table.embed(encoder)
     tasks = [score_similarity(task, table) for task in similarity] + [score_pairs(task, table) for task in pairs]
     for task in retrieval:
+        print(f"searching for {task.name}", file=sys.stderr)
         tasks.append(score_retrieval(task, table))
         if task.name in arguments.compression:
             tasks[-1]["compression"] = score_compression(task, table)

@@ -93,7 +93,8 @@ def score_cells(
     galleries = _by_language(task.gallery)
     for query_language, queries in _by_language(task.queries).items():
         for gallery_language, gallery in galleries.items():
-            answerable = [query for query in queries if not task.relevant[query].isdisjoint(gallery)]
+            here = frozenset(gallery)
+            answerable = [query for query in queries if not task.relevant[query].isdisjoint(here)]
             cell: dict[str, Any] = {
                 "query_language": language_label(query_language, task.queries),
                 "gallery_language": language_label(gallery_language, task.gallery),

@@ -63,6 +63,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--learning-rate", type=float, default=default.learning_rate, help="its highest value; it falls along a cosine")
     add("--warmup", type=float, default=default.warmup, help="share of the steps in which the rate rises")
     add("--weight-decay", type=float, default=default.weight_decay, help="of AdamW")
+    add("--beta2", type=float, default=default.beta2, help="of AdamW")
     add("--max-grad-norm", type=float, default=default.max_grad_norm, help="gradients are clipped to it")
     add("--bf16", action="store_true", help="compute in bfloat16; weights stay in float32 until they are written")
     add("--gradient-checkpointing", action="store_true", help="less memory, more time")

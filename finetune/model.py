@@ -21,13 +21,14 @@ from huggingface_hub import snapshot_download
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
 from sentence_transformers.sentence_transformer.modules import Normalize
-from transformers import AutoTokenizer, DynamicCache, Qwen3VLForConditionalGeneration
+from transformers import AttentionInterface, AutoTokenizer, DynamicCache, Qwen3VLForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 
 from preprocessing import Bounds, Pack, Preprocessor
 from settings import preprocessing_settings
 
 PATCH_SIZE = 1536  # numbers of a patch: 3 channels x 2 frames x 16 x 16
+ROWS_AT_A_TIME = 192  # items of about the same length go through the model together, so that little is padding
 UNBOUNDED = 2**31 - 1  # of a batch: the server's bounds on a pack do not hold for training, those on an item do
 
 
@@ -49,7 +50,10 @@ class Qwen3VLEncoder(InputModule):
     def __init__(self, folder: Path, *, max_pixels: int | None = None) -> None:
         super().__init__()
         loaded: Any = Qwen3VLForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, attn_implementation="sdpa"
+            folder,
+            dtype=torch.float32,
+            output_loading_info=True,
+            attn_implementation={"text_config": "sdpa", "vision_config": "within_images"},
         )
         self.whole, report = loaded
         missing = set(report["missing_keys"])
@@ -106,17 +110,19 @@ class Qwen3VLEncoder(InputModule):
 
     def forward(self, features: dict[str, torch.Tensor], **_: Any) -> dict[str, torch.Tensor]:
         """Put the hidden state of each item's last token, (n, D), into `sentence_embedding`."""
+        lengths = features["attention_mask"].sum(1)
+        order = lengths.argsort(stable=True)
+        pooled = torch.cat([self._pooled(_select(features, rows)) for rows in order.split(ROWS_AT_A_TIME)])
+        features["sentence_embedding"] = pooled[order.argsort()]
+        return features
+
+    def _pooled(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return (n, D) of items of about the same length."""
         input_ids, lengths = features["input_ids"], features["attention_mask"].sum(1)
         positions = features["position_ids"].permute(2, 0, 1)  # (3, n, T)
-        images = {}
-        if "pixel_values" in features:
-            images = {
-                "pixel_values": features["pixel_values"].float() / 127.5 - 1,
-                "image_grid_thw": features["image_grid_thw"],
-            }
+        images = self._images(features) if "pixel_values" in features else {}
         # Attention is causal and padding is on the right: no token of an item ever sees it, and no mask is needed.
-        num_shared = self._num_shared(input_ids, lengths)
-        cache = None
+        num_shared, cache = self._num_shared(input_ids, lengths), None
         if num_shared:  # the system turn is the same for all: computed once, attended to by all
             cache = DynamicCache(config=self.whole.config.text_config)
             self.model(
@@ -133,9 +139,26 @@ class Qwen3VLEncoder(InputModule):
             use_cache=cache is not None,
             **images,
         ).last_hidden_state
-        pooled = states[torch.arange(len(states), device=states.device), lengths - 1 - num_shared]
-        features["sentence_embedding"] = pooled.float()
-        return features
+        return states[torch.arange(len(states), device=states.device), lengths - 1 - num_shared].float()
+
+    def _images(self, features: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """Run the vision tower, and return its output as an argument of the model.
+
+        Images of one size are given as one film, whose frames do not see each other: the same numbers, in one go.
+        """
+        grids = features["image_grid_thw"]
+        if bool((grids == grids[0]).all()):
+            grids = grids[:1] * torch.tensor([len(grids), 1, 1], device=grids.device)
+        lengths = (grids[:, 1] * grids[:, 2]).repeat_interleave(grids[:, 0])
+        output = self.model.visual(
+            features["pixel_values"].float() / 127.5 - 1,
+            grid_thw=grids,
+            cu_seqlens=torch.tensor([0, int(lengths.sum())], dtype=torch.int32, device=grids.device),
+            lengths=lengths.tolist(),
+        )
+        output.pooler_output = (output.pooler_output,)
+        output.deepstack_features = [(features,) for features in output.deepstack_features]
+        return {"mm_encoder_outputs": {"image": output}}
 
     def _num_shared(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> int:
         """Count the text tokens that all items begin with; none where checkpointing forbids a cache."""
@@ -199,6 +222,52 @@ def save_checkpoint(encoder: Qwen3VLEncoder, output: Path) -> None:
         state.pop("lm_head.weight", None)
     encoder.whole.config.dtype = getattr(torch, dtype)
     encoder.whole.save_pretrained(output, state_dict=state)
+
+
+def _within_images(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, lengths: list[int], **__: Any
+) -> tuple[torch.Tensor, None]:
+    """Attend within each image, all of them at once where they have one size.
+
+    Parameters
+    ----------
+    query, key, value
+        (1, heads, patches of all images, head size).
+    lengths
+        Patches of each image.
+
+    Returns
+    -------
+    torch.Tensor
+        (1, patches, heads, head size).
+    """
+    attend = torch.nn.functional.scaled_dot_product_attention
+    if len(set(lengths)) == 1:
+        shape = (query.shape[1], len(lengths), lengths[0], -1)
+        parts = [tensor[0].view(shape).transpose(0, 1) for tensor in (query, key, value)]  # (images, heads, patches, _)
+        output = attend(*parts, scale=module.scaling).transpose(1, 2).flatten(0, 1)[None]
+        return output, None
+    images = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    return torch.cat([attend(*image, scale=module.scaling) for image in images], dim=2).transpose(1, 2), None
+
+
+AttentionInterface.register("within_images", _within_images)
+
+
+def _select(features: dict[str, torch.Tensor], rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return some items of a batch, in the order asked for, padded to the longest of them."""
+    num_tokens = int(features["attention_mask"][rows].sum(1).max())
+    selected = {name: features[name][rows, :num_tokens] for name in ("input_ids", "attention_mask", "position_ids")}
+    if "pixel_values" not in features:
+        return selected
+    has_image = features["num_images_per_sample"][rows] > 0
+    if has_image.any():
+        grids = features["image_grid_thw"]
+        images = (features["num_images_per_sample"].cumsum(0) - 1)[rows][has_image]
+        patches = features["pixel_values"].split(grids.prod(1).tolist())
+        selected["pixel_values"] = torch.cat([patches[image] for image in images.tolist()])
+        selected["image_grid_thw"] = grids[images]
+    return selected
 
 
 def _preprocessor(folder: Path, config: Any, tokenizer: Any, max_pixels: int | None) -> Preprocessor:

@@ -9,9 +9,9 @@ import csv
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers, DefaultBatchSampler
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
@@ -52,6 +53,7 @@ class TrainingOptions:
     learning_rate: float = 1e-4
     warmup: float = 0.05  # share of the steps; the rate rises, then falls along a cosine
     weight_decay: float = 0.01
+    beta2: float = 0.98  # of AdamW: gradients of contrastive losses shrink fast, which 0.999 would remember for long
     max_grad_norm: float = 1.0
     bf16: bool = False  # of the forward pass; weights and their updates stay in float32
     gradient_checkpointing: bool = False
@@ -62,23 +64,29 @@ class TrainingOptions:
 
 
 class GroupBatchSampler(DefaultBatchSampler):
-    """Batches in which no two rows are of the same group: neither is then taken for a negative of the other.
+    """Batches of one kind of row, in which no two rows are of the same group.
 
-    The rows, group after group in a random order, are dealt to the batches in turn. Every epoch has the same number
-    of batches, of sizes that differ by one at most, and its own order, which depends on seed and epoch alone.
+    Rows of a group are never taken for each other's negatives; and where all rows of a batch pair, say, an image with
+    a text, no negative is told from the positive by being of the other kind. The rows of a kind, group after group in
+    a random order, are dealt to its batches in turn. Every epoch has the same number of batches and its own order,
+    which depends on seed and epoch alone.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, drop_last: bool, seed: int = 0, **_: Any) -> None:
         super().__init__(dataset, batch_size=batch_size, drop_last=drop_last, seed=seed)
-        rows_of: dict[str, list[int]] = {}
         groups = dataset["group"] if "group" in dataset.column_names else [""] * len(dataset)
-        for row, group in enumerate(groups):
-            rows_of.setdefault(group or f"row {row}", []).append(row)
-        self._groups = list(rows_of.values())
-        self._num_batches = max(-(-len(dataset) // batch_size), *map(len, self._groups))
+        kinds: dict[tuple[bool, ...], dict[str, list[int]]] = {}
+        sides = [dataset[name] for name in dataset.column_names if name not in ("group", "score")]
+        for row, (group, *row_sides) in enumerate(zip(groups, *sides, strict=True)):
+            kind = tuple(bool(side[part]) for side in row_sides for part in ("text", "image"))
+            kinds.setdefault(kind, {}).setdefault(group or f"row {row}", []).append(row)
+        self._kinds = [list(rows_of.values()) for rows_of in kinds.values()]
+
+    def _num_batches(self, groups: list[list[int]]) -> int:
+        return max(-(-sum(map(len, groups)) // self.batch_size), *map(len, groups))
 
     def __len__(self) -> int:
-        return self._num_batches
+        return sum(map(self._num_batches, self._kinds))
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
@@ -86,8 +94,12 @@ class GroupBatchSampler(DefaultBatchSampler):
         def shuffled(things: list[Any]) -> list[Any]:
             return [things[i] for i in torch.randperm(len(things), generator=generator).tolist()]
 
-        dealt = [row for group in shuffled(self._groups) for row in shuffled(group)]
-        yield from shuffled([dealt[start :: self._num_batches] for start in range(self._num_batches)])
+        batches = []
+        for groups in self._kinds:
+            dealt = [row for group in shuffled(groups) for row in shuffled(group)]
+            num_batches = self._num_batches(groups)
+            batches += [dealt[start::num_batches] for start in range(num_batches)]
+        yield from shuffled(batches)
 
 
 class Collator(SentenceTransformerDataCollator):
@@ -208,7 +220,10 @@ def fine_tune(
         data_collator=Collator(encoder.preprocess),
         callbacks=[Snapshots(), CsvLog(folder / "log.csv", resume_step), TensorBoardCallback(writer)],
     )
-    trainer.train(resume_from_checkpoint=str(snapshot) if snapshot else None)
+    # torch's fused attention for CPUs is ten times slower than plain products on its way back in bfloat16.
+    plain = options.bf16 and not torch.cuda.is_available()
+    with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+        trainer.train(resume_from_checkpoint=str(snapshot) if snapshot else None)
     writer.close()
     if keep_adapter:
         save_adapter(encoder, output / "adapter")
@@ -232,7 +247,9 @@ def _arguments(
         lr_scheduler_type="cosine",
         warmup_steps=options.warmup,
         weight_decay=options.weight_decay,
+        adam_beta2=options.beta2,
         max_grad_norm=options.max_grad_norm,
+        use_cpu=not torch.cuda.is_available(),
         bf16=options.bf16,
         seed=options.seed,
         data_seed=options.seed,
@@ -269,7 +286,7 @@ def _prepare_folder(
         folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(run, encoding="utf-8")
-        os.replace(temporary, path)
+        temporary.replace(path)
         return None
     if (output / "config.json").exists():
         raise TrainingError(f"{output} holds a finished checkpoint; there is nothing to resume.")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
 from sentence_transformers.sentence_transformer.modules import Normalize
@@ -186,7 +187,10 @@ def load_model(checkpoint: str | Path, *, max_pixels: int | None = None) -> Sent
     """
     folder = find_checkpoint(str(checkpoint))
     disable_progress_bar()
-    encoder = Qwen3VLEncoder(folder, max_pixels=max_pixels)
+    try:
+        encoder = Qwen3VLEncoder(folder, max_pixels=max_pixels)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # whatever is wrong with its files
+        raise CheckpointError(f"{checkpoint} cannot be loaded ({error}). Save it again.") from error
     return SentenceTransformer(modules=[encoder, Normalize()], similarity_fn_name="cosine")
 
 

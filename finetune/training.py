@@ -208,7 +208,7 @@ def fine_tune(
     make_trainable(encoder, options.language, options.vision, rank=options.rank, alpha=options.alpha)
     if options.gradient_checkpointing:
         encoder.checkpoints_gradients = True
-        encoder.whole.gradient_checkpointing_enable({"use_reentrant": False})
+        encoder.whole.activation_checkpointing_enable({"use_reentrant": False})
     resume_step = int(snapshot.name.split("-")[1]) if snapshot else 0
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1 if snapshot else None)
     trainer = Trainer(

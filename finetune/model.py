@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
 from sentence_transformers.sentence_transformer.modules import Normalize
@@ -216,16 +216,15 @@ def find_checkpoint(name: str) -> Path:
 
 def save_checkpoint(encoder: Qwen3VLEncoder, output: Path) -> None:
     """Write the model into `output`, in the dtype of the checkpoint that it came from, beside its small files."""
-    output.mkdir(parents=True, exist_ok=True)
-    for path in encoder.folder.iterdir():
-        if path.suffix in {".json", ".jinja", ".txt"} and not path.name.endswith(".index.json"):
-            shutil.copyfile(path, output / path.name)
-    dtype = json.loads((encoder.folder / "config.json").read_text(encoding="utf-8")).get("dtype", "float32")
-    state = {name: tensor.to(getattr(torch, dtype)) for name, tensor in encoder.whole.state_dict().items()}
+    with safe_open(min(encoder.folder.glob("*.safetensors")), "pt") as file:
+        dtype = file.get_tensor(next(iter(file.keys()))).dtype
+    state = {name: tensor.to(dtype) for name, tensor in encoder.whole.state_dict().items()}
     if not encoder.has_head or encoder.whole.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
-    encoder.whole.config.dtype = getattr(torch, dtype)
     encoder.whole.save_pretrained(output, state_dict=state)
+    for path in encoder.folder.iterdir():  # config.json again: that of transformers says float32
+        if path.suffix in {".json", ".jinja", ".txt"} and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, output / path.name)
 
 
 def _within_images(

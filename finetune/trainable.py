@@ -5,6 +5,7 @@ Knows the names of Qwen3-VL's parts; knows nothing of data or losses.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -38,7 +39,9 @@ def make_trainable(
     visual, tower = encoder.model.visual, encoder.model.language_model
     if language == "lora":
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS)
-        encoder.model = get_peft_model(encoder.model, config)
+        with warnings.catch_warnings():  # peft asks for a property by its old name
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            encoder.model = get_peft_model(encoder.model, config)
     elif language == "full":
         tower.requires_grad_(True)
     for name, parameter in visual.named_parameters():

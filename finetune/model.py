@@ -49,7 +49,7 @@ class Qwen3VLEncoder(InputModule):
     """
 
     def __init__(self, folder: Path, *, max_pixels: int | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         loaded: Any = Qwen3VLForConditionalGeneration.from_pretrained(
             folder,
             dtype=torch.float32,
@@ -114,6 +114,8 @@ class Qwen3VLEncoder(InputModule):
         lengths = features["attention_mask"].sum(1)
         order = lengths.argsort(stable=True)
         pooled = torch.cat([self._pooled(_select(features, rows)) for rows in order.split(ROWS_AT_A_TIME)])
+        if torch.is_grad_enabled() and not pooled.requires_grad:
+            pooled.requires_grad_()  # texts alone, where the vision tower alone trains: nothing to learn, no error
         features["sentence_embedding"] = pooled[order.argsort()]
         return features
 
@@ -133,7 +135,7 @@ class Qwen3VLEncoder(InputModule):
                 use_cache=True,
             )
             cache.batch_repeat_interleave(len(input_ids))
-        states = self.model(
+        states: torch.Tensor = self.model(
             input_ids=input_ids[:, num_shared:],
             position_ids=positions[:, :, num_shared:],
             past_key_values=cache,
@@ -244,7 +246,7 @@ def _within_images(
     torch.Tensor
         (1, patches, heads, head size).
     """
-    attend = torch.nn.functional.scaled_dot_product_attention
+    attend: Any = torch.nn.functional.scaled_dot_product_attention
     if len(set(lengths)) == 1:
         shape = (query.shape[1], len(lengths), lengths[0], -1)
         parts = [tensor[0].view(shape).transpose(0, 1) for tensor in (query, key, value)]  # (images, heads, patches, _)

@@ -25,13 +25,14 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
 
 from finetune.losses import LossOptions, build_loss
 from finetune.model import Qwen3VLEncoder, load_model, save_checkpoint
 from finetune.trainable import Language, Vision, make_trainable, merge_adapter, save_adapter
 
-COMPLETE = "complete"  # a file in a snapshot's folder that is written when all others are
+COMPLETE = "complete"  # a file that is written when all others of a snapshot, or of the run, are
+OPTIONS = "options.json"  # of the run
 
 
 class TrainingError(Exception):
@@ -116,13 +117,13 @@ class Trainer(SentenceTransformerTrainer):
     """Keeps of the model, from step to step, what trains: a small snapshot, exact in float32."""
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         trained = {name: weight.detach() for name, weight in self.model.named_parameters() if weight.requires_grad}
         save_file(trained, folder / "trained.safetensors")
 
-    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
-        trained = load_file(Path(checkpoint_path) / "trained.safetensors")
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        trained = load_file(Path(resume_from_checkpoint) / "trained.safetensors")
         weights = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, weight in trained.items():
@@ -196,19 +197,33 @@ def fine_tune(
     Raises
     ------
     TrainingError
-        `output` holds something else already, or the options changed.
+        `output` holds something else already, the options changed, or the loss does not fit the rows.
     CheckpointError
         The checkpoint cannot be read.
     """
     folder = output / "training"
-    snapshot = _prepare_folder(checkpoint, train, output, options, resume)
+    _check_options(options, keep_adapter)
+    for rows in filter(None, (train, evaluation)):
+        _check_rows(rows, options)
+    run = _describe(checkpoint, train, options)
+    snapshot = _find_snapshot(output, run, resume)
     torch.manual_seed(options.seed)
     model = load_model(checkpoint, max_pixels=options.max_pixels)
     encoder: Qwen3VLEncoder = model[0]  # type: ignore[assignment]
+    if too_large := [size for size in options.loss.matryoshka if size > encoder.get_embedding_dimension()]:
+        raise TrainingError(
+            f"matryoshka names {too_large[0]} dimensions; the vectors of {checkpoint} have "
+            f"{encoder.get_embedding_dimension()}. Name fewer."
+        )
     make_trainable(encoder, options.language, options.vision, rank=options.rank, alpha=options.alpha)
     if options.gradient_checkpointing:
         encoder.checkpoints_gradients = True
         encoder.whole.activation_checkpointing_enable({"use_reentrant": False})
+    loss = build_loss(model, options.loss)
+    if not resume:
+        folder.mkdir(parents=True)
+        (folder / "options.tmp").write_text(json.dumps(run, indent=2), encoding="utf-8")
+        (folder / "options.tmp").replace(folder / OPTIONS)
     resume_step = int(snapshot.name.split("-")[1]) if snapshot else 0
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1 if snapshot else None)
     trainer = Trainer(
@@ -216,7 +231,7 @@ def fine_tune(
         args=_arguments(options, folder, train, evaluation),
         train_dataset=train,
         eval_dataset=evaluation,
-        loss=build_loss(model, options.loss),
+        loss=loss,
         data_collator=Collator(encoder.preprocess),
         callbacks=[Snapshots(), CsvLog(folder / "log.csv", resume_step), TensorBoardCallback(writer)],
     )
@@ -229,6 +244,7 @@ def fine_tune(
         save_adapter(encoder, output / "adapter")
     merge_adapter(encoder)
     save_checkpoint(encoder, output)
+    (folder / COMPLETE).touch()
     for path in folder.glob("checkpoint-*"):
         shutil.rmtree(path)
 
@@ -270,30 +286,54 @@ def _digest(rows: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _prepare_folder(
-    checkpoint: str, train: Dataset, output: Path, options: TrainingOptions, resume: bool
-) -> Path | None:
-    """Make room for a run, or find where an interrupted one goes on: its last snapshot, if it has any."""
+def _check_options(options: TrainingOptions, keep_adapter: bool) -> None:
+    sizes = [("matryoshka", size) for size in options.loss.matryoshka]
+    for name, value in [("batch_size", options.batch_size), ("temperature", options.loss.temperature), *sizes]:
+        if value <= 0:
+            raise TrainingError(f"{name} is {value}; it must be more than 0. Leave it out for its default.")
+    if keep_adapter and options.language != "lora":
+        raise TrainingError(f"language is {options.language!r}, which has no adapter to keep; only 'lora' has one.")
+    if (options.language, options.vision) == ("frozen", "frozen"):
+        raise TrainingError("language and vision are 'frozen', so nothing would train. Choose another of either.")
+
+
+def _check_rows(rows: Dataset, options: TrainingOptions) -> None:
+    loss, is_scored = options.loss.name, "score" in rows.column_names
+    if is_scored != (loss == "cosent"):
+        has, cure = ("a, b and score", "cosent") if is_scored else ("anchor and positive", "infonce")
+        takes = "scores" if loss == "cosent" else "anchors and positives"
+        raise TrainingError(f"loss {loss!r} takes rows of {takes}; these have {has}. Choose {cure!r}, or other rows.")
+    num_negatives = sum(name.startswith("negative_") for name in rows.column_names)
+    if loss == "triplet" and num_negatives != 1:
+        raise TrainingError(
+            f"loss 'triplet' takes one negative a row; these have {num_negatives}. Keep one, find some with "
+            "finetune.mine, or choose 'infonce', which takes any number."
+        )
+    sides = [name for name in rows.column_names if name not in ("group", "score")]
+    if options.language == "frozen" and not any(side["image"] for name in sides for side in rows[name]):
+        raise TrainingError("language is 'frozen', and no row has an image, so nothing would train. Choose 'lora'.")
+
+
+def _describe(checkpoint: str, train: Dataset, options: TrainingOptions) -> dict[str, Any]:
+    """Return what the weights depend on, as JSON has it."""
+    run = {"checkpoint": checkpoint, "rows": len(train), "rows_sha256": _digest(train), **dataclasses.asdict(options)}
+    described: dict[str, Any] = json.loads(json.dumps(run))
+    return described
+
+
+def _find_snapshot(output: Path, run: dict[str, Any], resume: bool) -> Path | None:
+    """Check that a run may start in `output`, or find where an interrupted one goes on: its last snapshot, if any."""
     folder = output / "training"
-    path = folder / "options.json"
-    run = json.dumps(
-        {"checkpoint": checkpoint, "rows": len(train), "rows_sha256": _digest(train), **dataclasses.asdict(options)},
-        indent=2,
-    )
     if not resume:
         if output.exists() and any(output.iterdir()):
             raise TrainingError(f"{output} is not empty. Choose another --output, or go on with --resume.")
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(run, encoding="utf-8")
-        temporary.replace(path)
         return None
-    if (output / "config.json").exists():
+    if (folder / COMPLETE).exists():
         raise TrainingError(f"{output} holds a finished checkpoint; there is nothing to resume.")
-    if not path.exists():
-        raise TrainingError(f"{path} is missing; there is no run to resume. Leave out --resume.")
-    before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(run)
-    changed = [f"{key} was {before[key]!r}, is {now[key]!r}" for key in now if before.get(key) != now[key]]
+    if not (folder / OPTIONS).exists():
+        raise TrainingError(f"{folder / OPTIONS} is missing; there is no run to resume. Leave out --resume.")
+    before = json.loads((folder / OPTIONS).read_text(encoding="utf-8"))
+    changed = [f"{key} was {before.get(key)!r}, is {now!r}" for key, now in run.items() if before.get(key) != now]
     if changed:
         raise TrainingError(f"the run in {output} had other options: {'; '.join(changed)}. Resume with the same ones.")
     return Snapshots.latest(folder)

@@ -18,7 +18,7 @@ import torch
 from demo.untrained import text_config, train_tokenizer, vision_config, write_untrained
 
 VOCABULARY = 12_000
-INITIAL_DEVIATION = 0.06  # of the weights: with the 0.02 of large models, these vectors start all alike and stay so
+INITIAL_DEVIATION = 0.03  # of the weights
 # The real architecture at six million parameters: DeepStack of three, M-RoPE, grouped queries, norms of q and k.
 ARCHITECTURE: dict[str, Any] = {
     "text_config": {**text_config(192, 4, 6, 3, 32, 512, (6, 5, 5)), "initializer_range": INITIAL_DEVIATION},

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from .checkpoint import DEFAULT_INSTRUCTION, MIN_DIMENSIONS, Checkpoint, ExportError, open_checkpoint
+from settings import DEFAULT_INSTRUCTION, MIN_DIMENSIONS
+
+from .checkpoint import Checkpoint, ExportError, open_checkpoint
 from .language_model import LanguageModel
 from .repository import fill_sizes, new_repository, write_json
 from .to_onnx import example_language_inputs, example_vision_inputs, to_onnx

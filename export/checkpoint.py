@@ -18,8 +18,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
-DEFAULT_INSTRUCTION = "Represent the user's input."  # of the official embedder
-MIN_DIMENSIONS = 64  # of the model card: Matryoshka sizes from 64
+from settings import MIN_DIMENSIONS, preprocessing_settings, render
+
 VISION_LAYOUT = {"patch_size": 16, "temporal_patch_size": 2, "spatial_merge_size": 2, "in_channels": 3}
 IMAGE_MEAN_AND_STD = [0.5, 0.5, 0.5]  # folded into the vision graph as v / 127.5 - 1
 
@@ -64,52 +64,14 @@ class Checkpoint:
 
     def preprocessing(self) -> dict[str, Any]:
         """Return what `preprocess` needs beside the tokenizer: preprocessing.json."""
-        return {
-            "hidden_size": self.hidden_size,
-            "min_dimensions": MIN_DIMENSIONS,
-            "image_embeds_size": self.image_embeds_size,
-            "default_instruction": DEFAULT_INSTRUCTION,
-            "image_token": self.image_token,
-            "prompt": self._prompt_pieces(),
-        }
+        try:
+            return preprocessing_settings(self.config, self.tokenizer)
+        except ValueError as error:
+            raise ExportError(f"{self.name}: {error}") from error
 
     def render(self, instruction: str, content: list[dict[str, str]]) -> str:
         """Render one item through the checkpoint's chat template."""
-        messages: list[Any] = [
-            {"role": "system", "content": [{"type": "text", "text": instruction}]},
-            {"role": "user", "content": content},
-        ]
-        return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-
-    def _prompt_pieces(self) -> dict[str, str]:
-        """Take the template apart around instruction, image and text, and prove that the pieces make it again."""
-        instruction, text = "⟦instruction⟧", " ⟦text⟧ "
-        image_item, text_item = {"type": "image"}, {"type": "text", "text": text}
-        try:
-            before_instruction, rest = self.render(instruction, [text_item]).split(instruction)
-            after_instruction, after_content = rest.split(text)
-            with_image = self.render(instruction, [image_item, text_item])
-            image = with_image.removeprefix(before_instruction + instruction + after_instruction)
-            image = image.removesuffix(text + after_content)
-        except ValueError as error:
-            raise ExportError(
-                f"{self.name}: the chat template does not put instruction and text in the prompt once and unchanged. "
-                "Use the chat template of Qwen3-VL-Embedding."
-            ) from error
-        pieces = {
-            "before_instruction": before_instruction,
-            "after_instruction": after_instruction,
-            "image": image,
-            "after_content": after_content,
-        }
-        if image.count(self.image_token) != 1 or self.render(instruction, [image_item]) != (
-            before_instruction + instruction + after_instruction + image + after_content
-        ):
-            raise ExportError(
-                f"{self.name}: the chat template gives an image as {image!r}; it must stand before the text with one "
-                f"{self.image_token}. Use the chat template of Qwen3-VL-Embedding."
-            )
-        return pieces
+        return render(self.tokenizer, instruction, content)
 
     def load_model(self) -> Qwen3VLModel:
         """Load the weights in float32, without the language head."""

@@ -19,7 +19,9 @@ import onnxruntime
 import torch
 from transformers import Qwen2VLImageProcessorPil
 
-from .checkpoint import DEFAULT_INSTRUCTION, Checkpoint, ExportError
+from settings import DEFAULT_INSTRUCTION
+
+from .checkpoint import Checkpoint, ExportError
 
 MIN_COSINE = 0.9999  # fp32 graphs against fp32 torch: rounding only
 MAX_GOLDEN_DIFFERENCE = 0.004  # bfloat16 noise of the published vectors

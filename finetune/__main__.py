@@ -61,6 +61,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--max-steps", type=int, default=default.max_steps, help="more than 0: instead of epochs")
     add("--batch-size", type=int, default=default.batch_size, help="rows of a step")
     add("--learning-rate", type=float, default=default.learning_rate, help="its highest value; it falls along a cosine")
+    add("--embedding-learning-rate", type=float, help="of token embeddings, to train them from scratch")
     add("--warmup", type=float, default=default.warmup, help="share of the steps in which the rate rises")
     add("--weight-decay", type=float, default=default.weight_decay, help="of AdamW")
     add("--beta2", type=float, default=default.beta2, help="of AdamW")

@@ -56,7 +56,7 @@ class MarginInfoNCE(MultipleNegativesRankingLoss):
         super().__init__(model, partition_mode="per_direction", **options)
         self.margin = margin
 
-    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Any) -> Tensor:
         """Return the mean loss of anchors (n, D), their positives (n, D) and their negatives (n, D) each."""
         anchors, positives = embeddings[0], embeddings[1]
         forward = self.similarity_fct(anchors, torch.cat(embeddings[1:]))  # (n, n * documents)
@@ -81,7 +81,7 @@ class CachedMarginInfoNCE(CachedMultipleNegativesRankingLoss):
 
     def __init__(self, model: SentenceTransformer, *, margin: float, mini_batch_size: int, **options: Any) -> None:
         super().__init__(model, mini_batch_size=mini_batch_size, partition_mode="per_direction", **options)
-        self.loss = MarginInfoNCE(model, margin=margin, **options)
+        self.loss: MarginInfoNCE = MarginInfoNCE(model, margin=margin, **options)
 
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
@@ -120,6 +120,7 @@ def build_loss(model: SentenceTransformer, options: LossOptions) -> nn.Module:
     }
     loss = losses[options.name]()
     if options.matryoshka:
-        full = int(model[0].get_embedding_dimension())
+        encoder: Any = model[0]
+        full = encoder.get_embedding_dimension()
         loss = MatryoshkaLoss(model, loss, matryoshka_dims=sorted({full, *options.matryoshka}, reverse=True))
     return loss

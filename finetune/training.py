@@ -52,6 +52,7 @@ class TrainingOptions:
     max_steps: int = -1  # more than 0: instead of epochs
     batch_size: int = 32  # rows
     learning_rate: float = 1e-4
+    embedding_learning_rate: float | None = None  # of token embeddings, which see few gradients; left out, the same
     warmup: float = 0.05  # share of the steps; the rate rises, then falls along a cosine
     weight_decay: float = 0.01
     beta2: float = 0.98  # of AdamW: gradients of contrastive losses shrink fast, which 0.999 would remember for long
@@ -260,6 +261,9 @@ def _arguments(
         per_device_eval_batch_size=options.batch_size,
         batch_sampler=GroupBatchSampler if "group" in train.column_names else BatchSamplers.NO_DUPLICATES,
         learning_rate=options.learning_rate,
+        learning_rate_mapping=(
+            {"embed_tokens": options.embedding_learning_rate} if options.embedding_learning_rate is not None else {}
+        ),
         lr_scheduler_type="cosine",
         warmup_steps=options.warmup,
         weight_decay=options.weight_decay,

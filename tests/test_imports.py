@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TRITON = "triton_python_backend_utils"
+EVALUATION = {"numpy", "preprocessing", "torch", "vlembed"}  # talks to a server through the client
 # Longest prefix wins. Beside these, a file may import the standard library and the modules of its own package.
 ALLOWED = {
     "model_repository/": {"numpy", TRITON},
@@ -19,9 +20,18 @@ ALLOWED = {
     "model_repository/preprocess/1/images.py": {"numpy", "PIL"},
     "server/": set(),
     "server/backends/": {"numpy", "onnxruntime", TRITON},
-    "export/": {"huggingface_hub", "numpy", "onnx", "onnxruntime", "onnxscript", "torch", "transformers"},
+    "export/": {"huggingface_hub", "numpy", "onnx", "onnxruntime", "onnxscript", "settings", "torch", "transformers"},
     "client/vlembed/": {"numpy", "tritonclient", "grpc"},  # grpc comes with tritonclient
+    "finetune/": {
+        *("huggingface_hub", "numpy", "safetensors", "torch", "transformers"),
+        *("datasets", "matplotlib", "mteb", "peft", "pyarrow", "sentence_transformers"),
+        *("images", "preprocessing", "settings"),  # what is trained is what is served
+    },
+    **{f"finetune/{name}.py": EVALUATION for name in ("evaluate", "in_process", "served", "tasks", "vectors")},
+    "finetune/mteb_model.py": EVALUATION | {"mteb"},
     "demo/": {"PIL", "vlembed"},
+    "demo/untrained.py": {"tokenizers", "torch", "transformers"},
+    "demo/train.py": {"torch"},
     "benchmark/": {"PIL", "images", "numpy", "onnxruntime", "preprocessing", "server", "transformers", "vlembed"},
 }
 # Imported inside a function, by those who use that extra, or for type checkers alone.
@@ -85,6 +95,8 @@ def test_import_table(path: str) -> None:
         ("model_repository/preprocess/1/preprocessing.py", f"import {TRITON}\nimport images", {TRITON}),
         ("model_repository/pooling/1/model.py", "import torch.nn.functional", {"torch"}),
         ("server/launch.py", "from export.checkpoint import Checkpoint\nimport numpy", {"export", "numpy"}),
+        ("finetune/training.py", "import vlembed\nfrom export.checkpoint import Checkpoint", {"export", "vlembed"}),
+        ("finetune/served.py", "import vlembed", set()),
         ("export/validate.py", "from server import launch\nimport vlembed", {"server", "vlembed"}),
     ],
 )

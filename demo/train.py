@@ -45,7 +45,7 @@ FINETUNE = {
 
 
 def train(data: Path, output: Path, *arguments: str) -> int:
-    """Write an untrained checkpoint beside `output`, train it on `data` into `output`, and return the exit status of finetune.
+    """Write an untrained checkpoint beside `output`, train it on `data`, and return the exit status of finetune.
 
     Further arguments go to `python -m finetune`, and win over `FINETUNE`.
     """

@@ -137,7 +137,7 @@ def write_untrained(
     """
     output.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(output / "tokenizer.json"))
-    token_id = tokenizer.token_to_id
+    token_id: Any = tokenizer.token_to_id  # None of no token that is asked for here
     architecture = copy.deepcopy(architecture)
     architecture["text_config"]["vocab_size"] = architecture["text_config"]["vocab_size"] or tokenizer.get_vocab_size()
     config = Qwen3VLConfig(

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TRITON = "triton_python_backend_utils"
-EVALUATION = {"numpy", "preprocessing", "torch", "vlembed"}  # talks to a server through the client
+EVALUATION = {"images", "numpy", "preprocessing", "sentence_transformers", "torch", "vlembed"}  # by way of the client
 # Longest prefix wins. Beside these, a file may import the standard library and the modules of its own package.
 ALLOWED = {
     "model_repository/": {"numpy", TRITON},

@@ -40,7 +40,8 @@ def new_repository(output: Path, *, overwrite: bool) -> Iterator[Path]:
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         partial = Path(folder) / "repository"
-        shutil.copytree(TEMPLATE, partial, ignore=shutil.ignore_patterns("__pycache__", ".*", "*.onnx*"))
+        left_out = shutil.ignore_patterns("__pycache__", ".*", "*.onnx*", "settings.py")  # the last is not for serving
+        shutil.copytree(TEMPLATE, partial, ignore=left_out)
         for model in TEMPLATE.iterdir():
             (partial / model.name / "1").mkdir(exist_ok=True)  # Triton wants a version folder of ensembles, too
         yield partial

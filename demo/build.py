@@ -10,12 +10,14 @@ relative to the file's folder:
 
     images/ID.png             64 x 64 RGB, the glyph on white: the only pictures that training sees
     augmented/KIND/ID.png     glyphs as training never sees them
-    train.jsonl               {"anchor": SIDE, "positive": SIDE, "group": ID}; a SIDE is a text or {"image": PATH}
+    train.jsonl               {"anchor": SIDE, "positive": SIDE, "group": ID}; a SIDE is a text, {"image": PATH}, or
+                              {"text": TEXT, "instruction": TEXT} of keywords that search for an image
     validation.jsonl          the same with held-out names, to watch the loss
     tokenizer_corpus.txt      a training text per line: all names and keywords that are not held out
     eval/images.jsonl         {"id": ID, "image": PATH}: the gallery, every symbol
     eval/images_KIND.jsonl    {"id": ID, "image": PATH}: queries
-    eval/names_*.jsonl        {"id": ID, "language": CODE, "text": TEXT}: queries
+    eval/names.jsonl          {"id": ID, "language": CODE, "text": TEXT}: the gallery of trained languages, seen or not
+    eval/names_*.jsonl        the same: queries
     eval/keywords_*.jsonl     the same, where "id" is a list if the keyword has several symbols
     manifest.json             seed, sources, licences, counts, and what was left out
 
@@ -61,9 +63,11 @@ NAMES_HELD_OUT = 0.2  # of the trained languages' names
 VALIDATION = 0.1  # of the held-out names
 KEYWORDS_HELD_OUT = 0.1  # of the keywords with few symbols
 MAX_SYMBOLS = 3  # of a keyword that is held out: "animal" has no right answer
-NAME_PARTNERS = 1  # rows (name, name in another language) per training name
-KEYWORD_ROWS = 2  # rows (keywords, image) per symbol and language
+NAME_PARTNERS = 2  # rows (name, name in another language) per training name
+KEYWORD_IMAGES = 1  # rows (keywords, image) per symbol and language
+KEYWORD_NAMES = 2  # rows (keywords, name in any language) per symbol and language
 MAX_JOINED = 3  # keywords in one such row
+QUERY_INSTRUCTION = "Retrieve images or text relevant to the user's query."  # the client's own, of queries
 NUM_AUGMENTED = 400  # symbols, the same ones in every kind of augmentation
 
 Pair = tuple[str, str]  # symbol id, language
@@ -143,29 +147,36 @@ def training_rows(
 ) -> dict[str, list[Row]]:
     """Pair pictures, names and keywords, by kind of row; joined keywords that spell a held-out text are no row."""
     draw = random.Random(f"{seed} rows")
-    rows: dict[str, list[Row]] = {"image, name": [], "name, name": [], "keywords, image": []}
+    rows: dict[str, list[Row]] = {kind: [] for kind in ("image, name", "name, name", "keywords, image", "keywords, name")}
     of_symbol: dict[str, list[str]] = defaultdict(list)
     for (symbol, _), name in names.items():
         of_symbol[symbol].append(name)
+
+    def joined(symbol: str, texts: list[str], times: int) -> list[str]:
+        drawn = {
+            draw.choice((", ", " ")).join(draw.sample(texts, draw.randint(1, min(MAX_JOINED, len(texts)))))
+            for _ in range(times if texts else 0)
+        }
+        return sorted(text for text in drawn if (symbol, same(text)) not in held_out)
+
     for (symbol, _), name in names.items():
         rows["image, name"].append({"anchor": side(symbol), "positive": name, "group": symbol})
         others = [other for other in of_symbol[symbol] if same(other) != same(name)]
         for other in draw.sample(others, min(NAME_PARTNERS, len(others))):
             rows["name, name"].append({"anchor": name, "positive": other, "group": symbol})
     for (symbol, _), texts in keywords.items():
-        joined = {
-            draw.choice((", ", " ")).join(draw.sample(texts, draw.randint(1, min(MAX_JOINED, len(texts)))))
-            for _ in range(KEYWORD_ROWS if texts else 0)
-        }
-        for text in sorted(joined):
-            if (symbol, same(text)) not in held_out:
-                rows["keywords, image"].append({"anchor": text, "positive": side(symbol), "group": symbol})
+        for text in joined(symbol, texts, KEYWORD_IMAGES):
+            query = {"text": text, "instruction": QUERY_INSTRUCTION}
+            rows["keywords, image"].append({"anchor": query, "positive": side(symbol), "group": symbol})
+        for text in joined(symbol, texts, KEYWORD_NAMES):
+            rows["keywords, name"].append({"anchor": text, "positive": draw.choice(of_symbol[symbol]), "group": symbol})
     return rows
 
 
 def texts_of(row: Row) -> list[str]:
     """Give the texts of a training row."""
-    return [text for text in (row["anchor"], row["positive"]) if isinstance(text, str)]
+    sides = (row["anchor"], row["positive"])
+    return [side if isinstance(side, str) else side["text"] for side in sides if "image" not in side]
 
 
 def queries(names: Mapping[Pair, str]) -> list[Row]:
@@ -218,6 +229,7 @@ def split(names: Mapping[Pair, str], keywords: Mapping[Pair, list[str]], seed: i
             {"anchor": name, "positive": side(symbol), "group": symbol} for (symbol, _), name in only(watched).items()
         ],
         "tokenizer_corpus": [*seen_names.values(), *(text for texts in seen_keywords.values() for text in texts)],
+        "eval/names": queries(known),
         "eval/names_seen": queries(seen_names),
         "eval/names_heldout": queries(only(final)),
         "eval/names_new_languages": queries(unseen),

@@ -29,7 +29,7 @@ from preprocessing import Bounds, Pack, Preprocessor
 from settings import preprocessing_settings
 
 PATCH_SIZE = 1536  # numbers of a patch: 3 channels x 2 frames x 16 x 16
-ROWS_AT_A_TIME = 192  # items of about the same length go through the model together, so that little is padding
+ROWS_AT_A_TIME = 96  # items of about the same length go through the model together, so that little is padding
 UNBOUNDED = 2**31 - 1  # of a batch: the server's bounds on a pack do not hold for training, those on an item do
 
 
@@ -66,6 +66,7 @@ class Qwen3VLEncoder(InputModule):
         self.has_head = not missing
         self.folder = folder
         self.model: Any = self.whole.model  # Qwen3VLModel; peft puts its wrapper here
+        self.model.visual.patch_embed = PatchEmbedding(self.model.visual.patch_embed.proj)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self._image_token_id = self.whole.config.image_token_id
         self._preprocessor = _preprocessor(folder, self.whole.config, self.tokenizer, max_pixels)
@@ -177,6 +178,21 @@ class Qwen3VLEncoder(InputModule):
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
         """Write a plain Hugging Face checkpoint; see `save_checkpoint`."""
         save_checkpoint(self, Path(output_path))
+
+
+class PatchEmbedding(torch.nn.Module):
+    """transformers' convolution, whose kernel is a whole patch, as the matrix product that it is: several times faster.
+
+    The weights keep their name and shape.
+    """
+
+    def __init__(self, convolution: torch.nn.Conv3d) -> None:
+        super().__init__()
+        self.proj = convolution
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """Return (P, hidden size) of P patches (P, 1536)."""
+        return torch.nn.functional.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 def load_model(checkpoint: str | Path, *, max_pixels: int | None = None) -> SentenceTransformer:

@@ -63,9 +63,10 @@ NAMES_HELD_OUT = 0.2  # of the trained languages' names
 VALIDATION = 0.1  # of the held-out names
 KEYWORDS_HELD_OUT = 0.1  # of the keywords with few symbols
 MAX_SYMBOLS = 3  # of a keyword that is held out: "animal" has no right answer
-NAME_PARTNERS = 2  # rows (name, name in another language) per training name
-KEYWORD_IMAGES = 1  # rows (keywords, image) per symbol and language
-KEYWORD_NAMES = 2  # rows (keywords, name in any language) per symbol and language
+NAME_IMAGES = 3  # rows (image, name) per training name, all alike
+NAME_PARTNERS = 4  # rows (name, name in another language) per training name
+KEYWORD_IMAGES = 3  # rows (keywords, image) per symbol and language
+KEYWORD_NAMES = 5  # rows (keywords, name in any language) per symbol and language
 MAX_JOINED = 3  # keywords in one such row
 QUERY_INSTRUCTION = "Retrieve images or text relevant to the user's query."  # the client's own, of queries
 NUM_AUGMENTED = 400  # symbols, the same ones in every kind of augmentation
@@ -160,7 +161,7 @@ def training_rows(
         return sorted(text for text in drawn if (symbol, same(text)) not in held_out)
 
     for (symbol, _), name in names.items():
-        rows["image, name"].append({"anchor": side(symbol), "positive": name, "group": symbol})
+        rows["image, name"] += [{"anchor": side(symbol), "positive": name, "group": symbol}] * NAME_IMAGES
         others = [other for other in of_symbol[symbol] if same(other) != same(name)]
         for other in draw.sample(others, min(NAME_PARTNERS, len(others))):
             rows["name, name"].append({"anchor": name, "positive": other, "group": symbol})

@@ -19,12 +19,12 @@ import torch
 from demo.build import QUERY_INSTRUCTION
 from demo.untrained import text_config, train_tokenizer, vision_config, write_untrained
 
-VOCABULARY = 16_000
+VOCABULARY = 12_000
 # Stands around every text: as often in the tokenizer's corpus as it takes for each of its words to be one token.
 TURNS = f"system\nRepresent the user's input.\nuser\nassistant\n{QUERY_INSTRUCTION}"
 TURNS_SHARE = 0.02  # of the corpus
 INITIAL_DEVIATION = 0.03  # of the weights: at 0.06 and more, vectors take longer to leave the start, all alike
-# The real architecture at 6.4 million parameters: DeepStack of three, M-RoPE, grouped queries, norms of q and k.
+# The real architecture at 5.6 million parameters: DeepStack of three, M-RoPE, grouped queries, norms of q and k.
 ARCHITECTURE: dict[str, Any] = {
     "text_config": {**text_config(192, 3, 6, 3, 32, 384, (6, 5, 5)), "initializer_range": INITIAL_DEVIATION},
     "vision_config": {

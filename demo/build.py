@@ -3,7 +3,7 @@
 The pictures are the colour bitmaps of Noto Color Emoji, the texts are the annotations of Unicode CLDR; both are Debian
 packages. This module knows what training may see and what it may not; it knows nothing of models or tokens.
 
-    python -m demo.build --output DIR [--seed 0]
+    python -m demo.build --output DIR [--seed 0] [--languages en de ...]
 
 A symbol's id is its code points in hexadecimal, joined by dashes: `1f34e`. Files are JSON Lines, and image paths are
 relative to the file's folder:
@@ -18,6 +18,8 @@ relative to the file's folder:
     eval/images_KIND.jsonl    {"id": ID, "image": PATH}: queries
     eval/names.jsonl          {"id": ID, "language": CODE, "text": TEXT}: the gallery of trained languages, seen or not
     eval/names_*.jsonl        the same: queries
+    eval/images_named.jsonl   {"id": ID, "image": PATH}: queries, the symbols with a held-out name
+    eval/names_to_find.jsonl  their gallery: eval/names.jsonl, where names that training saw have the id "seen"
     eval/keywords_*.jsonl     the same, where "id" is a list if the keyword has several symbols
     manifest.json             seed, sources, licences, counts, and what was left out
 
@@ -31,6 +33,7 @@ Polish and jeans in Turkish): rare, and each row keeps its own symbol.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import re
@@ -39,7 +42,7 @@ import sys
 import tempfile
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -102,7 +105,11 @@ def read_annotations(language: str) -> tuple[dict[str, str], dict[str, list[str]
 
 
 def hold_out_names(names: Mapping[Pair, str], seed: int) -> list[Unit]:
-    """Draw the names that training does not see, in the order of the draw; every symbol keeps one that it sees."""
+    """Draw the names that training does not see, in the order of the draw.
+
+    Of several languages, every symbol keeps a name that training sees; of one language there is no other to keep.
+    """
+    kept = 1 if len({language for _, language in names}) > 1 else 0
     times = Counter((symbol, same(name)) for (symbol, _), name in names.items())
     remaining = Counter(symbol for symbol, _ in times)
     units = sorted(times)
@@ -110,7 +117,7 @@ def hold_out_names(names: Mapping[Pair, str], seed: int) -> list[Unit]:
     drawn: list[Unit] = []
     missing = NAMES_HELD_OUT * len(names)
     for symbol, text in units:
-        if missing > 0 and remaining[symbol] > 1:
+        if missing > 0 and remaining[symbol] > kept:
             remaining[symbol] -= 1
             missing -= times[symbol, text]
             drawn.append((symbol, text))
@@ -169,7 +176,7 @@ def training_rows(
         for text in joined(symbol, texts, KEYWORD_IMAGES):
             query = {"text": text, "instruction": QUERY_INSTRUCTION}
             rows["keywords, image"].append({"anchor": query, "positive": side(symbol), "group": symbol})
-        for text in joined(symbol, texts, KEYWORD_NAMES):
+        for text in joined(symbol, texts, KEYWORD_NAMES if of_symbol[symbol] else 0):
             rows["keywords, name"].append({"anchor": text, "positive": draw.choice(of_symbol[symbol]), "group": symbol})
     return rows
 
@@ -185,8 +192,19 @@ def queries(names: Mapping[Pair, str]) -> list[Row]:
     return [{"id": symbol, "language": language, "text": name} for (symbol, language), name in names.items()]
 
 
-def split(names: Mapping[Pair, str], keywords: Mapping[Pair, list[str]], seed: int) -> tuple[dict[str, Any], Row]:
+def split(
+    names: Mapping[Pair, str], keywords: Mapping[Pair, list[str]], seed: int, trained: Collection[str] = TRAINED
+) -> tuple[dict[str, Any], Row]:
     """Split the texts of all languages into what training sees and what it does not.
+
+    Parameters
+    ----------
+    names, keywords : mapping
+        From (symbol id, language) to texts.
+    seed : int
+        Of all draws.
+    trained : collection
+        Languages that training sees; the others are new to it.
 
     Returns
     -------
@@ -198,11 +216,11 @@ def split(names: Mapping[Pair, str], keywords: Mapping[Pair, list[str]], seed: i
     named = {(symbol, same(name)) for (symbol, _), name in names.items()}
     times = Counter((language, same(name)) for (_, language), name in names.items())
     clear = {pair: name for pair, name in names.items() if times[pair[1], same(name)] == 1}
-    known = {pair: name for pair, name in clear.items() if pair[1] in TRAINED}
+    known = {pair: name for pair, name in clear.items() if pair[1] in trained}
     keywords = {  # without those that are names of their symbol
         (symbol, language): [text for text in dict.fromkeys(texts) if (symbol, same(text)) not in named]
         for (symbol, language), texts in keywords.items()
-        if language in TRAINED
+        if language in trained
     }
     drawn = hold_out_names(known, seed)
     symbols = hold_out_keywords(keywords, {name for _, name in named}, seed)
@@ -219,11 +237,12 @@ def split(names: Mapping[Pair, str], keywords: Mapping[Pair, list[str]], seed: i
     train = [row for kind in rows.values() for row in kind]
     random.Random(f"{seed} order").shuffle(train)
     seen = {(row["group"], same(text)) for row in train for text in texts_of(row)}
-    new = {pair: name for pair, name in clear.items() if pair[1] in HELD_OUT}
+    new = {pair: name for pair, name in clear.items() if pair[1] not in trained}
     unseen = {pair: name for pair, name in new.items() if (pair[0], same(name)) not in seen}
     asked = sorted(
         {(language, text) for (_, language), texts in keywords.items() for text in texts if same(text) in symbols}
     )
+    to_find = only(final)
     files = {
         "train": train,
         "validation": [
@@ -232,7 +251,11 @@ def split(names: Mapping[Pair, str], keywords: Mapping[Pair, list[str]], seed: i
         "tokenizer_corpus": [*seen_names.values(), *(text for texts in seen_keywords.values() for text in texts)],
         "eval/names": queries(known),
         "eval/names_seen": queries(seen_names),
-        "eval/names_heldout": queries(only(final)),
+        "eval/names_heldout": queries(to_find),
+        "eval/names_to_find": [
+            row if pair in to_find else row | {"id": "seen"}
+            for pair, row in zip(known, queries(known), strict=True)
+        ],
         "eval/names_new_languages": queries(unseen),
         "eval/keywords_heldout": [
             {"id": having if len(having) > 1 else having[0], "language": language, "text": text}
@@ -270,7 +293,7 @@ def write(path: Path, rows: Iterable[str | Row]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def build(output: Path, seed: int = 0) -> Row:
+def build(output: Path, seed: int = 0, trained: Sequence[str] = TRAINED, new: Sequence[str] = HELD_OUT) -> Row:
     """Make the data set, and give its manifest.
 
     Parameters
@@ -279,11 +302,13 @@ def build(output: Path, seed: int = 0) -> Row:
         A folder that is new or empty; it is filled at once, or not at all.
     seed : int
         Of all splits and draws.
+    trained, new : sequence
+        Languages that training sees, and those that it does not, by their code in CLDR.
 
     Raises
     ------
     BuildError
-        If the folder holds something, or a Debian package is missing.
+        If the folder holds something, a Debian package is missing, or CLDR has no such language.
     """
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise BuildError(
@@ -293,24 +318,32 @@ def build(output: Path, seed: int = 0) -> Row:
         if not source.exists():
             raise BuildError(f"{str(source)!r} is missing: run `{INSTALL}`")
 
-    languages = {language: read_annotations(language) for language in (*TRAINED, *HELD_OUT)}
-    symbols, left_out = find_symbols(languages["en"][0])
+    for language in (*trained, *new):
+        if not (CLDR / f"annotationsDerived/{language}.xml").is_file():
+            known = ", ".join(sorted(path.stem for path in (CLDR / "annotationsDerived").glob("*.xml")))
+            raise BuildError(f"CLDR has no language {language!r}; name some of: {known}")
+
+    languages = {language: read_annotations(language) for language in (*trained, *new)}
+    glyphs = read_annotations("en")[0]
+    symbols, left_out = find_symbols(glyphs)
     pairs = [(symbol, language) for language in languages for symbol in symbols]
     names = {(s, language): name for s, language in pairs if (name := languages[language][0].get(symbols[s]))}
     keywords = {(s, language): languages[language][1].get(symbols[s], []) for s, language in pairs}
-    files, counts = split(names, keywords, seed)
+    files, counts = split(names, keywords, seed, trained)
 
     draw = random.Random(f"{seed} augmentations")
     augmented = sorted(draw.sample(sorted(symbols), min(NUM_AUGMENTED, len(symbols))))
     pictures = {f"images/{symbol}.png": training_picture(glyph) for symbol, glyph in symbols.items()}
     files["eval/images"] = [{"id": symbol, "image": f"../images/{symbol}.png"} for symbol in symbols]
+    named = {row["id"] for row in files["eval/names_heldout"]}
+    files["eval/images_named"] = [row for row in files["eval/images"] if row["id"] in named]
     for kind in KINDS:
         pictures |= {f"augmented/{kind}/{s}.png": augmented_picture(symbols[s], kind, draw) for s in augmented}
         files[f"eval/images_{kind}"] = [{"id": s, "image": f"../augmented/{kind}/{s}.png"} for s in augmented]
     manifest = {
         "seed": seed,
         "sources": sources(),
-        "languages": {"trained": TRAINED, "held out": HELD_OUT},
+        "languages": {"trained": list(trained), "held out": list(new)},
         "symbols": len(symbols),
         "lines": {path: len(rows) for path, rows in files.items()},
         "training rows": counts["training rows"],
@@ -329,6 +362,7 @@ def build(output: Path, seed: int = 0) -> Row:
             picture.save(folder / path)
         for name, rows in files.items():
             write(folder / f"{name}{'.txt' if name == 'tokenizer_corpus' else '.jsonl'}", rows)
+        manifest["train.jsonl sha256"] = hashlib.sha256((folder / "train.jsonl").read_bytes()).hexdigest()
         write(folder / "manifest.json", [json.dumps(manifest, ensure_ascii=False, indent=2)])
         folder.rename(output)
     return manifest
@@ -338,8 +372,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Make the demonstration's data set.")
     parser.add_argument("--output", type=Path, required=True, help="a new or empty folder")
     parser.add_argument("--seed", type=int, default=0, help="of all splits and draws (default: 0)")
+    parser.add_argument("--languages", nargs="+", help="to train on alone (default: the eighteen, and two held out)")
     arguments = parser.parse_args()
+    languages = (arguments.languages, ()) if arguments.languages else (TRAINED, HELD_OUT)
     try:
-        print(json.dumps(build(arguments.output, arguments.seed), ensure_ascii=False, indent=2))
+        print(json.dumps(build(arguments.output, arguments.seed, *languages), ensure_ascii=False, indent=2))
     except BuildError as error:
         sys.exit(f"error: {error}")

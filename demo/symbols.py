@@ -12,12 +12,9 @@ from collections.abc import Iterable
 
 from PIL import Image
 
-from demo.render_images import font, render
+from demo.render_images import GLYPH_PX, font, on_background, render
 
-GLYPH_PX = 136  # the wider side of the font's bitmaps
-IMAGE_PX = 64
 LARGE_PX = 96
-WHITE = (255, 255, 255)
 BACKGROUNDS = [(255, 236, 179), (187, 222, 251), (200, 230, 201), (225, 190, 231), (255, 171, 145), (96, 96, 96)]
 ROTATION = (15, 30)  # degrees, to either side
 KINDS = ("background", "rotation", "small", "large")  # of augmentations
@@ -34,13 +31,6 @@ def unwanted(glyph: str) -> str | None:
     if re.fullmatch("[\U0001f9b0-\U0001f9b3]", glyph):
         return "hair components"
     return None
-
-
-def on_background(glyph: Image.Image, side_px: int, colour: tuple[int, int, int] = WHITE) -> Image.Image:
-    """Put a transparent square on a colour, and fit it into a square of `side_px` pixels."""
-    picture = Image.new("RGBA", glyph.size, colour)
-    picture.alpha_composite(glyph)
-    return picture.convert("RGB").resize((side_px, side_px), Image.Resampling.LANCZOS)
 
 
 def find_symbols(glyphs: Iterable[str]) -> tuple[dict[str, str], Counter[str]]:
@@ -61,8 +51,8 @@ def find_symbols(glyphs: Iterable[str]) -> tuple[dict[str, str], Counter[str]]:
         if reason := unwanted(glyph):
             left_out[reason] += 1
             continue
-        picture = render(glyph, GLYPH_PX)
-        pixels = on_background(picture, IMAGE_PX).tobytes()
+        picture = render(glyph)
+        pixels = on_background(picture).tobytes()
         if font().getlength(glyph) != one_px:
             left_out["sequences that are not one glyph"] += 1
         elif picture.getbbox() is None:
@@ -77,20 +67,20 @@ def find_symbols(glyphs: Iterable[str]) -> tuple[dict[str, str], Counter[str]]:
 
 def training_picture(glyph: str) -> Image.Image:
     """Draw a glyph as training sees it."""
-    return on_background(render(glyph, GLYPH_PX), IMAGE_PX)
+    return on_background(render(glyph))
 
 
 def augmented_picture(glyph: str, kind: str, draw: random.Random) -> Image.Image:
     """Draw a glyph as training never sees it; `kind` is one of KINDS."""
     if kind == "background":
-        return on_background(render(glyph, GLYPH_PX), IMAGE_PX, draw.choice(BACKGROUNDS))
+        return on_background(render(glyph), colour=draw.choice(BACKGROUNDS))
     if kind == "rotation":
         angle = draw.choice((-1, 1)) * draw.uniform(*ROTATION)
         picture = render(glyph, 2 * GLYPH_PX).rotate(angle, Image.Resampling.BICUBIC)
         edges = picture.getbbox() or ()
         reach = max(GLYPH_PX // 2, *(abs(edge - GLYPH_PX) for edge in edges))  # of the middle; nothing is cut off
         low, high = GLYPH_PX - reach, GLYPH_PX + reach
-        return on_background(picture.crop((low, low, high, high)), IMAGE_PX)
+        return on_background(picture.crop((low, low, high, high)))
     if kind == "small":
-        return on_background(render(glyph, 2 * GLYPH_PX), IMAGE_PX)
-    return on_background(render(glyph, GLYPH_PX), LARGE_PX)
+        return on_background(render(glyph, 2 * GLYPH_PX))
+    return on_background(render(glyph), LARGE_PX)

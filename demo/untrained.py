@@ -64,6 +64,24 @@ TOKENIZER_CONFIG = {
     "eos_token": "<|im_end|>",
     "model_max_length": 262144,
 }
+# How sentence-transformers makes a vector of it; of the hidden size in 1_Pooling below.
+SENTENCE_TRANSFORMERS: dict[str, Any] = {
+    "modules": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling",
+         "type": "sentence_transformers.sentence_transformer.modules.pooling.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.base.modules.normalize.Normalize"},
+    ],
+    "config_sentence_transformers": {
+        "prompts": {"default": "Represent the user's input."},
+        "default_prompt_name": "default",
+        "similarity_fn_name": "cosine",
+    },
+    "sentence_bert_config": {
+        "transformer_task": "feature-extraction",
+        "processing_kwargs": {"chat_template": {"add_generation_prompt": True}},
+    },
+}  # fmt: skip
 
 
 def text_config(hidden_size: int, layers: int, heads: int, kv_heads: int, head_dim: int, intermediate_size: int,
@@ -159,6 +177,20 @@ def write_untrained(
             parameter.data.add_(torch.randn_like(parameter) * noise)
     model.save_pretrained(output)
     (output / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    for name, settings in (("preprocessor_config", PREPROCESSOR_CONFIG), ("tokenizer_config", TOKENIZER_CONFIG)):
-        (output / f"{name}.json").write_text(json.dumps(settings, indent=2))
+    write_settings(output, int(config.text_config.hidden_size))
     return output
+
+
+def write_settings(output: Path, hidden_size: int) -> None:
+    """Write the small files of processors, tokenizer and sentence-transformers."""
+    pooling = {"embedding_dimension": hidden_size, "pooling_mode": "lasttoken", "include_prompt": True}
+    files = {
+        "preprocessor_config": PREPROCESSOR_CONFIG,
+        "tokenizer_config": TOKENIZER_CONFIG,
+        "1_Pooling/config": pooling,
+        **SENTENCE_TRANSFORMERS,
+    }
+    for name, settings in files.items():
+        path = output / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(settings, indent=2))

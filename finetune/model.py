@@ -240,9 +240,12 @@ def save_checkpoint(encoder: Qwen3VLEncoder, output: Path) -> None:
     if not encoder.has_head or encoder.whole.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     encoder.whole.save_pretrained(output, state_dict=state)
-    for path in encoder.folder.iterdir():  # config.json again: that of transformers says float32
-        if path.suffix in {".json", ".jinja", ".txt"} and not path.name.endswith(".index.json"):
-            shutil.copyfile(path, output / path.name)
+    for pattern in ("*.json", "*.jinja", "*.txt", "[0-9]_*/config.json"):  # the last are sentence-transformers' modules
+        for path in encoder.folder.glob(pattern):  # config.json again: that of transformers says float32
+            if not path.name.endswith(".index.json"):
+                copy = output / path.relative_to(encoder.folder)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, copy)
 
 
 def _within_images(

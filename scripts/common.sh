@@ -18,3 +18,10 @@ need_package() { # root on Debian and Ubuntu gets it, anybody else is told
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || die "$1 is missing: $2. sudo apt-get install $1"
     apt-get update -qq && apt-get install -y -qq "$1" || die "apt-get could not install $1: $2."
 }
+
+need_demo_packages() {
+    local package
+    for package in fonts-noto-color-emoji unicode-cldr-core; do
+        dpkg -s "$package" >/dev/null 2>&1 || need_package "$package" "the demonstration's data set is made of it"
+    done
+}

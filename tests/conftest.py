@@ -12,6 +12,7 @@ from server.launch import TritonServer
 from tests.random_checkpoint import write_checkpoint
 from tests.reference import Reference
 
+DEMONSTRATION = Path(__file__).resolve().parents[1] / "demo/vlembed-emoji"
 ARCHITECTURES = ("tiny", "deep", "wide")  # tests.random_checkpoint says how they differ
 
 
@@ -62,6 +63,17 @@ def repository(repository_of: Callable[[str], Path]) -> Path:
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[TritonServer]:
     """Serve `repository`."""
+    with TritonServer(repository) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """Serve the demonstration's checkpoint."""
+    from export.__main__ import export  # as above
+
+    repository = tmp_path_factory.mktemp("repositories") / "demo"
+    export(str(DEMONSTRATION), repository)
     with TritonServer(repository) as running:
         yield running
 

@@ -37,10 +37,10 @@ def test_order() -> None:
 
 
 @pytest.mark.triton
-def test_the_python_prints_what_it_says(server: TritonServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_prints_what_it_says(demo_server: TritonServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     (code,) = re.findall(r"```python\n(.*?)```", section("Six lines of Python"), re.DOTALL)
-    code = code.replace("grpc://127.0.0.1:8001", server.grpc_url)
+    code = code.replace("grpc://127.0.0.1:8001", demo_server.grpc_url)
     test = doctest.DocTestParser().get_doctest(code, {}, "README.md", "README.md", 0)
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     report: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
@@ -17,6 +18,7 @@ from PIL import Image
 
 from demo import build, symbols
 from demo.render_images import FONT
+from vlembed._client import DEFAULT_QUERY_INSTRUCTION
 
 pytestmark = pytest.mark.skipif(
     not (FONT.is_file() and build.CLDR.is_dir()),
@@ -33,7 +35,12 @@ def rows(path: Path) -> list[dict]:
 
 
 def texts(row: dict) -> list[str]:
-    return [text for text in (row["anchor"], row["positive"]) if isinstance(text, str)]
+    sides = (row["anchor"], row["positive"])
+    return [side if isinstance(side, str) else side["text"] for side in sides if "image" not in side]
+
+
+def is_image(side: str | dict) -> bool:
+    return isinstance(side, dict) and "image" in side
 
 
 @pytest.fixture(scope="module")
@@ -130,29 +137,32 @@ def test_training_texts_belong_to_the_group(train, cldr):
     }
     kinds = Counter()
     for row in train:
-        group = row["group"]
+        group, anchor, positive = row["group"], row["anchor"], row["positive"]
         found = texts(row)
-        assert [side for side in (row["anchor"], row["positive"]) if isinstance(side, dict)] == (
+        assert [side for side in (anchor, positive) if is_image(side)] == (
             [{"image": f"images/{group}.png"}] * (2 - len(found))
         )
-        if len(found) == 2 or found[0] == row["positive"]:  # names
-            assert all((group, name) in names for name in found)
-            assert len({same(name) for name in found}) == len(found)
-            kinds["name, name" if len(found) == 2 else "image, name"] += 1
-        else:  # keywords of one language
-            used = {word for word in re.split(r",? ", found[0]) if word}
-            assert any(used <= words[language, group] for language in build.TRAINED if (language, group) in words)
-            kinds["keywords, image"] += 1
-    assert min(kinds.values()) > 20_000
+        named = [(group, text) in names for text in found]
+        if is_image(anchor) or all(named):
+            assert all(named) and len({same(name) for name in found}) == len(found)
+            kinds["image, name" if is_image(anchor) else "name, name"] += 1
+            continue
+        used = {word for word in re.split(r",? ", found[0]) if word}  # keywords of one language
+        assert any(used <= words[language, group] for language in build.TRAINED if (language, group) in words)
+        if is_image(positive):
+            assert anchor == {"text": found[0], "instruction": DEFAULT_QUERY_INSTRUCTION}
+        else:
+            assert named == [False, True] and isinstance(anchor, str)
+        kinds["keywords, image" if is_image(positive) else "keywords, name"] += 1
+    assert min(kinds.values()) > 20_000 and len(kinds) == 4
 
 
 def test_every_training_name_is_paired(folder, train):
     seen = Counter((row["id"], row["text"]) for row in rows(folder / "eval/names_seen.jsonl"))
-    with_image = [row for row in train if isinstance(row["anchor"], dict)]
-    assert seen == Counter((row["group"], row["positive"]) for row in with_image)
-    pairs = [row for row in train if len(texts(row)) == 2]
-    assert Counter((row["group"], row["anchor"]) for row in pairs) <= seen
-    assert len(pairs) > 0.99 * seen.total()
+    with_image = Counter((row["group"], row["positive"]) for row in train if is_image(row["anchor"]))
+    assert with_image == Counter({name: build.NAME_IMAGES * times for name, times in seen.items()})
+    paired = {(row["group"], text) for row in train if len(texts(row)) == 2 for text in texts(row)}
+    assert len(paired & seen.keys()) > 0.99 * len(seen)
 
 
 def test_every_symbol_has_a_picture_and_a_training_name(folder, gallery):
@@ -176,7 +186,7 @@ def test_no_symbol_is_a_flag_skin_tone_keycap_or_component(gallery):
 
 
 def test_augmentations_are_never_trained(folder, train):
-    used = {side["image"] for row in train for side in (row["anchor"], row["positive"]) if isinstance(side, dict)}
+    used = {side["image"] for row in train for side in (row["anchor"], row["positive"]) if is_image(side)}
     assert all(path.startswith("images/") for path in used)
     for kind in symbols.KINDS:
         found = rows(folder / f"eval/images_{kind}.jsonl")
@@ -225,7 +235,7 @@ def test_texts_are_normalised(folder, train):
 
 def test_the_corpus_is_what_training_may_see(folder, train):
     corpus = set((folder / "tokenizer_corpus.txt").read_text(encoding="utf-8").split("\n"))
-    assert {text for row in train for text in texts(row) if not isinstance(row["positive"], dict)} <= corpus
+    assert {text for row in train for text in texts(row) if is_image(row["anchor"])} <= corpus
 
 
 def test_the_manifest_counts(folder, train, gallery):
@@ -239,6 +249,7 @@ def test_the_manifest_counts(folder, train, gallery):
     assert manifest["symbols"] == len(gallery)
     assert sum(manifest["training rows"].values()) == len(train)
     assert manifest["seed"] == 0
+    assert manifest["train.jsonl sha256"] == hashlib.sha256((folder / "train.jsonl").read_bytes()).hexdigest()
     assert len(manifest["languages"]["trained"]) == 18 and len(manifest["languages"]["held out"]) == 2
     assert all(re.fullmatch(r"[\d.]+", source["version"]) for source in manifest["sources"].values())
     assert manifest["left out"]["skin tones"] > 1000
@@ -286,7 +297,7 @@ def test_a_name_of_a_new_language_that_training_has_is_left_out():
 def test_joined_keywords_never_spell_a_held_out_text():
     keywords = {("s1", "en"): ["red", "apple"]}
     spelled = {
-        row["anchor"]
+        row["anchor"]["text"]
         for seed in range(50)
         for row in build.training_rows({}, keywords, {("s1", "red apple")}, seed)["keywords, image"]
     }
@@ -296,8 +307,31 @@ def test_joined_keywords_never_spell_a_held_out_text():
 def test_a_keyword_that_is_a_name_is_no_keyword():
     keywords = {("s1", "en"): ["Katze", "pet", "кіт"], ("s1", "uk"): ["тварина"]}
     files, _ = build.split(NAMES, keywords, seed=0)
-    trained = [text for row in files["train"] if isinstance(row["positive"], dict) for text in texts(row)]
-    assert trained == ["pet"] or (trained == [] and [row["text"] for row in files["eval/keywords_heldout"]] == ["pet"])
+    trained = {text for row in files["train"] if is_image(row["positive"]) for text in texts(row)}
+    assert trained == {"pet"} or (not trained and [row["text"] for row in files["eval/keywords_heldout"]] == ["pet"])
+
+
+def test_held_out_names_are_found_among_all(folder):
+    everything, to_find = rows(folder / "eval/names.jsonl"), rows(folder / "eval/names_to_find.jsonl")
+    assert [row["text"] for row in to_find] == [row["text"] for row in everything]
+    asked = [row for row in to_find if row["id"] != "seen"]
+    assert asked == rows(folder / "eval/names_heldout.jsonl")
+    assert {row["id"] for row in rows(folder / "eval/images_named.jsonl")} == {row["id"] for row in asked}
+
+
+def test_one_language_alone():
+    names = {(f"s{n}", "uk"): f"uk {n}" for n in range(50)}
+    keywords = {pair: [f"{name} keyword", "of many"] for pair, name in names.items()}
+    files, _ = build.split(names, keywords, 0, ["uk"])
+    held_out = {row["text"] for row in files["eval/names_heldout"]}
+    assert len(held_out) == 9 and len(files["validation"]) == 1
+    assert not held_out & {text for row in files["train"] for text in texts(row)}
+    assert {row["group"] for row in files["train"]} == {symbol for symbol, _ in names}
+
+
+def test_an_unknown_language_is_refused(tmp_path):
+    with pytest.raises(build.BuildError, match=r"CLDR has no language 'xx'; name some of: af, am, .* zu$"):
+        build.build(tmp_path / "data", 0, ["xx"], [])
 
 
 def test_the_seed_draws_the_split():

@@ -177,8 +177,10 @@ def test_a_saved_checkpoint_is_a_plain_one(size: str, dtype: torch.dtype, langua
     with safe_open(saved / "model.safetensors", "pt") as file:
         assert file.metadata()["format"] == "pt"
 
-    copied = {path.name for path in original.iterdir()} - {"model.safetensors"}
+    files = {str(path.relative_to(original)) for path in original.rglob("*") if path.is_file()}
+    copied = files - {"model.safetensors"}
     assert copied >= {"tokenizer.json", "chat_template.jinja", "preprocessor_config.json", "tokenizer_config.json"}
+    assert copied >= {"modules.json", "1_Pooling/config.json"}  # sentence-transformers'
     for name in copied:
         assert (saved / name).read_bytes() == (original / name).read_bytes(), name
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a cat"}]}]

@@ -155,7 +155,9 @@ def training_rows(
 ) -> dict[str, list[Row]]:
     """Pair pictures, names and keywords, by kind of row; joined keywords that spell a held-out text are no row."""
     draw = random.Random(f"{seed} rows")
-    rows: dict[str, list[Row]] = {kind: [] for kind in ("image, name", "name, name", "keywords, image", "keywords, name")}
+    rows: dict[str, list[Row]] = {
+        kind: [] for kind in ("image, name", "name, name", "keywords, image", "keywords, name")
+    }
     of_symbol: dict[str, list[str]] = defaultdict(list)
     for (symbol, _), name in names.items():
         of_symbol[symbol].append(name)
@@ -253,8 +255,7 @@ def split(
         "eval/names_seen": queries(seen_names),
         "eval/names_heldout": queries(to_find),
         "eval/names_to_find": [
-            row if pair in to_find else row | {"id": "seen"}
-            for pair, row in zip(known, queries(known), strict=True)
+            row if pair in to_find else row | {"id": "seen"} for pair, row in zip(known, queries(known), strict=True)
         ],
         "eval/names_new_languages": queries(unseen),
         "eval/keywords_heldout": [

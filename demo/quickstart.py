@@ -35,8 +35,9 @@ def main(url: str) -> None:
     print(f"\n{num_right} of {len(QUERIES)} find their picture first, among {len(PICTURES)}.")
     if info.checkpoint == DEMONSTRATION:
         print(
-            "This small checkpoint knows emoji by their names, and nothing else: its names here were picked from those\n"
-            "that it guesses right, and its model card says how often it does. Photographs need the real one:\n"
+            "This small checkpoint knows emoji by their names, and nothing else. It never saw these names with their\n"
+            "pictures; they were picked from those that it gets right, and its model card says how often it does.\n"
+            "Photographs need the real one, about 4 GB to download:\n"
             "./scripts/quickstart --checkpoint Qwen/Qwen3-VL-Embedding-2B"
         )
 

@@ -64,13 +64,15 @@ TOKENIZER_CONFIG = {
     "eos_token": "<|im_end|>",
     "model_max_length": 262144,
 }
+LAST_HIDDEN_STATE = {"method": "forward", "method_output_name": "last_hidden_state"}
 # How sentence-transformers makes a vector of it; of the hidden size in 1_Pooling below.
 SENTENCE_TRANSFORMERS: dict[str, Any] = {
     "modules": [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
         {"idx": 1, "name": "1", "path": "1_Pooling",
          "type": "sentence_transformers.sentence_transformer.modules.pooling.Pooling"},
-        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.base.modules.normalize.Normalize"},
+        {"idx": 2, "name": "2", "path": "2_Normalize",
+         "type": "sentence_transformers.base.modules.normalize.Normalize"},
     ],
     "config_sentence_transformers": {
         "prompts": {"default": "Represent the user's input."},
@@ -79,6 +81,12 @@ SENTENCE_TRANSFORMERS: dict[str, Any] = {
     },
     "sentence_bert_config": {
         "transformer_task": "feature-extraction",
+        "modality_config": {
+            "text": LAST_HIDDEN_STATE,
+            "image": LAST_HIDDEN_STATE,
+            "message": {**LAST_HIDDEN_STATE, "format": "structured"},
+        },
+        "module_output_name": "token_embeddings",
         "processing_kwargs": {"chat_template": {"add_generation_prompt": True}},
     },
 }  # fmt: skip

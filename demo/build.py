@@ -186,7 +186,7 @@ def training_rows(
 def texts_of(row: Row) -> list[str]:
     """Give the texts of a training row."""
     sides = (row["anchor"], row["positive"])
-    return [side if isinstance(side, str) else side["text"] for side in sides if "image" not in side]
+    return [text for side in sides if (text := side if isinstance(side, str) else side.get("text"))]
 
 
 def queries(names: Mapping[Pair, str]) -> list[Row]:

@@ -36,7 +36,7 @@ def rows(path: Path) -> list[dict]:
 
 def texts(row: dict) -> list[str]:
     sides = (row["anchor"], row["positive"])
-    return [side if isinstance(side, str) else side["text"] for side in sides if "image" not in side]
+    return [side if isinstance(side, str) else side["text"] for side in sides if not is_image(side)]
 
 
 def is_image(side: str | dict) -> bool:

@@ -73,7 +73,7 @@ def adapt(output: Path, language: str) -> dict[str, dict[str, float]]:
     data, adapted = output / "data", output / f"vlembed-emoji-{language}"
     build(data, trained=[language], new=[])
     options = [word for option in FINETUNE.items() for word in option]
-    files = ["--checkpoint", CHECKPOINT, "--train", data / "train.jsonl", "--output", adapted]
+    files: list[str | Path] = ["--checkpoint", CHECKPOINT, "--train", data / "train.jsonl", "--output", adapted]
     run(sys.executable, "-m", "finetune", *files, *options)
     metrics = {}
     for name, checkpoint in {"before": CHECKPOINT, "after": adapted}.items():

@@ -185,7 +185,7 @@ def write_untrained(
             parameter.data.add_(torch.randn_like(parameter) * noise)
     model.save_pretrained(output)
     (output / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    write_settings(output, int(config.text_config.hidden_size))
+    write_settings(output, architecture["text_config"]["hidden_size"])
     return output
 
 

@@ -103,9 +103,8 @@ def installed() -> str:
 def test_quickstart_embeds_images_and_texts(installed: str, tmp_path: Path) -> None:
     ran = run(ROOT / "scripts/quickstart", cwd=tmp_path, VENV=installed)
     assert ran.returncode == 0, ran.stderr
+    assert "18 of 18 find their picture first" in ran.stdout
     assert "Photographs need the real one" in ran.stdout
-    assert "red_apple" in ran.stdout
-    assert "ein roter Apfel" in ran.stdout
 
 
 @pytest.mark.triton

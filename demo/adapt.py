@@ -3,7 +3,7 @@
     python -m demo.adapt --output DIR [--language uk]
 
 Makes the language's data set, trains LoRA adapters on it, and exports, serves and measures the checkpoint as it was and
-as it has become, on names that neither saw. Only calls what a user would call. Run in the training environment.
+as it has become, on names held out of that training. Only calls what a user would call. Run in the training environment.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from demo.build import HELD_OUT, BuildError, build
+from demo.measure import MAX_PIXELS
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "demo/vlembed-emoji"
-MAX_PIXELS = str(64 * 64)  # as the checkpoint was trained
 FINETUNE = {
-    "--max-pixels": MAX_PIXELS,
+    "--max-pixels": str(MAX_PIXELS),
     "--max-steps": "100",
     "--batch-size": "256",
     "--learning-rate": "2e-3",
@@ -83,7 +83,7 @@ def adapt(output: Path, language: str) -> dict[str, dict[str, float]]:
             task = f"--retrieval=names={data}/eval/names_heldout.jsonl:{data}/eval/images.jsonl"
             run(
                 sys.executable, "-m", "finetune.evaluate", "--url", url, "--output", output / name, task,
-                "--max-pixels", MAX_PIXELS,
+                "--max-pixels", str(MAX_PIXELS),
             )  # fmt: skip
         results = json.loads((output / name / "results.json").read_text(encoding="utf-8"))
         metrics[name] = {metric: results["tasks"][0][metric] for metric in METRICS}

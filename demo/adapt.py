@@ -3,7 +3,7 @@
     python -m demo.adapt --output DIR [--language uk]
 
 Makes the language's data set, trains LoRA adapters on it, and exports, serves and measures the checkpoint as it was and
-as it has become, on names held out of that training. Only calls what a user would call. Run in the training environment.
+as it has become, on names held out of that training. Only calls what a user would. Run in the training environment.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ ALLOWED = {
     "server/backends/": {"numpy", "onnxruntime", TRITON},
     "export/": {"huggingface_hub", "numpy", "onnx", "onnxruntime", "onnxscript", "settings", "torch", "transformers"},
     "client/vlembed/": {"numpy", "tritonclient", "grpc"},  # grpc comes with tritonclient
+    "client/vlembed/cli/": {"click", "numpy"},  # an extra as a whole, imported by the command alone
     "finetune/": {
         *("huggingface_hub", "numpy", "safetensors", "torch", "transformers"),
         *("datasets", "matplotlib", "mteb", "peft", "pyarrow", "sentence_transformers"),
@@ -35,7 +36,7 @@ ALLOWED = {
     "benchmark/": {"PIL", "images", "numpy", "onnxruntime", "preprocessing", "server", "transformers", "vlembed"},
 }
 # Imported inside a function, by those who use that extra, or for type checkers alone.
-LAZY = {"client/vlembed/": {"PIL", "typing_extensions"}}
+LAZY = {"client/vlembed/": {"PIL", "typing_extensions", "faiss", "pymilvus", "pyarrow", "ray", "tqdm"}}
 
 
 def rule(rules: dict[str, set[str]], path: str) -> set[str]:

@@ -6,7 +6,8 @@ VlembedError
 ├── RequestTimeoutError    no answer in time
 ├── OverloadedError        the server takes no more now; the same request may do later
 ├── ServerError            the server failed, or refused for another reason
-└── ProtocolError          what answered does not speak as a vlembed server does
+├── ProtocolError          what answered does not speak as a vlembed server does
+└── MissingExtraError      a library is not installed that only this feature needs; also an ImportError
 """
 
 from __future__ import annotations
@@ -72,3 +73,7 @@ class ServerError(VlembedError):
 
 class ProtocolError(VlembedError):
     """What answered does not speak as a vlembed server does."""
+
+
+class MissingExtraError(VlembedError, ImportError):
+    """A library is not installed that only this feature needs."""

@@ -1,0 +1,24 @@
+"""Libraries that only some features need, imported when they are used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from ._exceptions import MissingExtraError
+
+
+def require(module: str, extra: str) -> Any:
+    """Import a module of an extra.
+
+    Raises
+    ------
+    MissingExtraError
+        It is not installed; says how to install it.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"{module} is not installed ({error}). Install it with: pip install 'vlembed[{extra}]'"
+        ) from error

@@ -15,5 +15,5 @@ def test_a_library_is_imported() -> None:
 
 
 def test_a_missing_one_is_named_with_its_cure() -> None:
-    with pytest.raises(MissingExtraError, match=r"nowhere_to_be_found is not installed .*pip install 'vlembed\[index\]'"):
+    with pytest.raises(MissingExtraError, match=r"nowhere_to_be_found is not .*pip install 'vlembed\[index\]'"):
         require("nowhere_to_be_found", "index")

@@ -23,6 +23,7 @@ TASKS = {  # queries and gallery
     "text to image, new languages": ("names_new_languages", "images"),
     "image to text, names seen": ("images", "names_seen"),
     "image to text, names held out": ("images_named", "names_to_find"),
+    "name to name across languages, names seen": ("names_seen", "names"),
     "name to name across languages, names held out": ("names_heldout", "names"),
     **{f"image to image, {kind}": (f"images_{kind}", "images") for kind in KINDS},
 }

@@ -246,6 +246,9 @@ def save_checkpoint(encoder: Qwen3VLEncoder, output: Path) -> None:
                 copy = output / path.relative_to(encoder.folder)
                 copy.parent.mkdir(exist_ok=True)
                 shutil.copyfile(path, copy)
+    mode = (output / "config.json").stat().st_mode
+    for path in output.glob("*.safetensors"):
+        path.chmod(mode)  # safetensors lets nobody but the owner read them, and a server may be somebody else
 
 
 def _within_images(

@@ -189,3 +189,4 @@ def test_a_saved_checkpoint_is_a_plain_one(size: str, dtype: torch.dtype, langua
         for folder in (original, saved)
     ]
     assert prompts[0] == prompts[1] and "a cat" in prompts[0]
+    assert len({path.stat().st_mode for path in saved.iterdir() if path.is_file()}) == 1  # who reads one reads all

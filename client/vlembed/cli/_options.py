@@ -1,0 +1,109 @@
+"""Options that commands share: of the server, and of embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .._client import EmbeddingClient
+from .._transport import TLS
+from ._inputs import Command
+
+DEFAULT_URL = "grpc://127.0.0.1:8001"
+PEM = click.Path(path_type=Path)
+
+
+class Lines(click.types.StringParamType):
+    """A string; several of the environment are lines."""
+
+    envvar_list_splitter = "\n"
+
+
+def takes_client(command: Command) -> Command:
+    """Add the options of the server; the command gets an `EmbeddingClient` as `client`, closed at its end."""
+
+    @click.option(
+        "--url",
+        envvar="VLEMBED_URL",
+        show_envvar=True,
+        default=DEFAULT_URL,
+        show_default=True,
+        metavar="URL",
+        help="The server: grpc://host:port, grpcs://, http:// or https://.",
+    )
+    @click.option(
+        "--timeout", default=60.0, show_default=True, metavar="SECONDS", help="The longest wait for a request."
+    )
+    @click.option(
+        "--header",
+        "headers",
+        type=Lines(),
+        multiple=True,
+        envvar="VLEMBED_HEADERS",
+        show_envvar=True,
+        metavar="'NAME: VALUE'",
+        help="Sent with every request, for example an authorization. Repeatable; in the variable, a line each.",
+    )
+    @click.option("--ca-file", type=PEM, metavar="PEM", help="Authorities to trust instead of the public ones.")
+    @click.option("--cert-file", type=PEM, metavar="PEM", help="Our certificate, for a server that asks for one.")
+    @click.option("--key-file", type=PEM, metavar="PEM", help="The key of --cert-file.")
+    @wraps(command)
+    def wrapped(
+        *args: Any,
+        url: str,
+        timeout: float,
+        headers: Sequence[str],
+        ca_file: Path | None,
+        cert_file: Path | None,
+        key_file: Path | None,
+        **kwargs: Any,
+    ) -> Any:
+        tls = TLS(ca_file, cert_file, key_file) if ca_file or cert_file or key_file else None
+        named = dict(_split_header(header) for header in headers)
+        with EmbeddingClient(url, timeout_s=timeout, headers=named, tls=tls) as client:
+            return command(*args, client=client, **kwargs)
+
+    return wrapped
+
+
+def _split_header(header: str) -> tuple[str, str]:
+    name, colon, value = header.partition(":")
+    if not colon:
+        raise click.UsageError(f"--header is {header[:20]!r}, which has no colon. Give 'Name: value'.")
+    return name.strip(), value.strip()
+
+
+def takes_embed_options(command: Command) -> Command:
+    """Add the options of `EmbeddingClient.embed`; the command gets those as `options`."""
+
+    @click.option("--instruction", metavar="TEXT", help="The task, for items without one; by default the model's.")
+    @click.option("--dimensions", type=int, metavar="D", help="A smaller (Matryoshka) size of the vectors.")
+    @click.option("--max-pixels", type=int, metavar="PIXELS", help="Scale images down to this many pixels.")
+    @click.option("--truncate", is_flag=True, help="Cut texts that are too long instead of refusing them.")
+    @click.option(
+        "--allow-reference-text", is_flag=True, help="Embed a text that is a URL or the path of an image as a string."
+    )
+    @wraps(command)
+    def wrapped(
+        *args: Any,
+        instruction: str | None,
+        dimensions: int | None,
+        max_pixels: int | None,
+        truncate: bool,
+        allow_reference_text: bool,
+        **kwargs: Any,
+    ) -> Any:
+        options = {
+            "instruction": instruction,
+            "dimensions": dimensions,
+            "max_pixels": max_pixels,
+            "truncate": truncate,
+            "allow_reference_text": allow_reference_text,
+        }
+        return command(*args, options=options, **kwargs)
+
+    return wrapped

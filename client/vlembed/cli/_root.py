@@ -1,0 +1,64 @@
+"""How the command ends: every failure is lines of `error: ...` on stderr and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from .._exceptions import InvalidInputError, MissingExtraError, VlembedError
+
+HELP_WIDTH = 100  # columns, of whatever terminal: client/CLI.md holds the pages as they are
+FAILED, REFUSED, INCOMPLETE, INTERRUPTED, READER_LEFT = 1, 2, 3, 130, 141  # the last two as a shell tells of a signal
+
+
+class InputError(click.ClickException):
+    """What was given is wrong; a line for each thing that is."""
+
+    exit_code = REFUSED
+
+    def __init__(self, *messages: str) -> None:
+        super().__init__("\n".join(" ".join(message.split("\n")) for message in messages))
+
+
+class Root(click.Group):
+    """A group whose errors are lines and an exit status; a subcommand may return a status of its own."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run the command line and exit."""
+        sys.exit(self._run(*args, **kwargs | {"standalone_mode": False}))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the subcommand, and leave quietly when nobody reads its output any more."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+            ctx.exit(READER_LEFT)
+
+    def _run(self, *args: Any, **kwargs: Any) -> int:
+        try:
+            return super().main(*args, **kwargs) or 0
+        except click.Abort:
+            return INTERRUPTED
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else "vlembed"
+            return _fail(error.exit_code, [f"{error.format_message()} See `{command} --help`."])
+        except click.ClickException as error:
+            return _fail(error.exit_code, error.format_message().split("\n"))
+        except (InvalidInputError, MissingExtraError) as error:
+            return _fail(REFUSED, [str(error)])
+        except (VlembedError, OSError) as error:
+            return _fail(FAILED, [str(error)])
+
+
+def _fail(status: int, messages: Sequence[str]) -> int:
+    for message in messages:
+        line = " ".join(message.split("\n")).replace("allow_reference_text=True", "--allow-reference-text")
+        click.echo(f"error: {line}", err=True)
+    return status

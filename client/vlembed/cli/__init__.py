@@ -17,6 +17,7 @@ from .similarity import similarity
 @click.group(
     cls=Root,
     invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
     context_settings={"help_option_names": ["-h", "--help"], "terminal_width": HELP_WIDTH},
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")

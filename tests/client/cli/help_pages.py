@@ -1,4 +1,4 @@
-"""The help page of every command, as client/CLI.md holds them: `python -m tests.client.cli.help_pages > client/CLI.md`."""
+"""The help page of every command: `python -m tests.client.cli.help_pages > client/CLI.md` writes them down."""
 
 from __future__ import annotations
 

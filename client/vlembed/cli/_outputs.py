@@ -16,6 +16,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from .._extras import require
 from ._inputs import Command, Decorator
 
 BINARY = ("npy", "parquet")
@@ -72,6 +73,8 @@ def _choose(form: str | None, path: Path | None, formats: Sequence[str]) -> Outp
     form = form or (path.suffix[1:] if path else "table" if is_terminal else "json")
     if form in BINARY and not path and is_terminal:
         raise click.UsageError(f"{form} is not for a terminal. Add --output FILE, or redirect standard output.")
+    if form == "parquet":
+        require("pyarrow.parquet", "bulk")
     return Output(form, path)
 
 

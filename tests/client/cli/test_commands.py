@@ -1,0 +1,267 @@
+"""What the commands make of their arguments and of standard input, and how they fail."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click.testing
+import numpy as np
+import pytest
+
+from tests.client.cli.conftest import ROOT, Run
+from tests.samples import encode, image
+from vlembed._items import IMAGE_PATH
+from vlembed.cli import vlembed
+
+PNG = encode(image(32, 32))
+
+
+def items(result: Any) -> list[dict[str, Any]]:
+    assert result.exit_code == 0, result.stderr
+    assert not result.stderr
+    return json.loads(result.stdout)["items"]
+
+
+def refused(result: Any, status: int = 2) -> str:
+    assert result.exit_code == status
+    assert not result.stdout
+    assert all(line.startswith("error: ") for line in result.stderr.splitlines())
+    return result.stderr
+
+
+def test_arguments_are_texts_and_images(run: Run, memory: Any) -> None:
+    for name in ("b.png", "a.png", "with space.JPG", "[1].png"):
+        Path(name).write_bytes(PNG)
+    Path("blob").write_bytes(PNG)
+    told = items(run("embed", "a cat", "[ab].png", "with space.JPG", "[1].png", "--image", "blo*", "--text", "and/or"))
+    assert [item["id"] for item in told] == ["a cat", "a.png", "b.png", "with space.JPG", "[1].png", "and/or", "blob"]
+    assert [item.get("text") for item in told] == ["a cat", None, None, None, None, "and/or", None]
+    sent = [value for _, inputs in memory.requests for value in inputs["image"]]
+    assert [bool(value) for value in sent] == [False, True, True, True, True, False, True]
+
+
+def test_folders_are_crossed_by_two_stars(run: Run) -> None:
+    Path("x/y").mkdir(parents=True)
+    for path in ("x/1.png", "x/y/2.png"):
+        Path(path).write_bytes(PNG)
+    assert [item["id"] for item in items(run("embed", "**/*.png"))] == ["x/1.png", "x/y/2.png"]
+
+
+@pytest.mark.parametrize("argument", ["photo.png", "*.jpg", "a b.jpeg", "x.*", "folder/", "folder/file", "*.{png,jpg}"])
+def test_what_may_be_a_file_is_no_text(run: Run, memory: Any, argument: str) -> None:
+    Path("folder").mkdir()
+    Path("folder/file").touch()
+    error = refused(run("embed", argument))
+    assert repr(argument) in error
+    assert "--text" in error
+    assert not memory.requests
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"])
+def test_every_suffix_of_the_client_is_an_image(run: Run, suffix: str) -> None:
+    assert IMAGE_PATH.fullmatch(f"photo.{suffix}")
+    Path(f"a photo.{suffix.upper()}").write_bytes(PNG)
+    assert "image" in items(run("embed", f"a photo.{suffix.upper()}"))[0]
+
+
+@pytest.mark.parametrize("args", [[], ["-"]])
+def test_lines_of_standard_input(run: Run, args: list[str]) -> None:
+    told = items(run("embed", *args, stdin="a cat\r\nein Hund\n猫"))
+    assert [item["text"] for item in told] == ["a cat", "ein Hund", "猫"]
+
+
+def test_standard_input_has_its_place(run: Run) -> None:
+    assert [item["text"] for item in items(run("embed", "1", "-", "4", stdin="2\n3\n"))] == ["1", "2", "3", "4"]
+
+
+def test_objects_of_standard_input(run: Run, memory: Any) -> None:
+    Path("a.png").write_bytes(PNG)
+    lines = [
+        {"text": "x", "image": "a.png", "id": 7, "instruction": "Find it."},
+        {"image": "data:image/png;base64,AAAA"},
+        {"text": ""},
+    ]
+    told = items(run("embed", "--input-format", "jsonl", stdin="\n".join(map(json.dumps, lines))))
+    assert [item["id"] for item in told] == ["7", "data:image/png;base64,AAAA", ""]
+    sent = [
+        (t, i) for _, inputs in memory.requests for t, i in zip(inputs["text"], inputs.get("image", [b""]), strict=True)
+    ]
+    assert sent == [(b"x", PNG), (b"", b"data:image/png;base64,AAAA"), (b"", b"")]
+    assert memory.requests[0][1]["instruction"].tolist() == [b"Find it.", b""]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (b"\n", "line 2 of standard input is empty"),
+        (b"\xff\n", "line 2 of standard input is not UTF-8"),
+        (b"{", "line 2 of standard input is no JSON"),
+        (b"[]", "line 2 of standard input is no object"),
+        (b'{"txt": "a"}', "line 2 of standard input is no object with a text or an image"),
+        (b'{"text": "a", "id": 1.5}', "line 2 of standard input: id is 1.5"),
+        (b'{"text": "a", "lang": "de"}', "line 2 of standard input has 'lang'"),
+        (b'{"text": 3}', "line 2 of standard input: text is of type int"),
+        (b'{"image": "no.png"}', "line 2 of standard input: image 'no.png' cannot be read"),
+        (b'{"text": "no.png"}', "line 2 of standard input: the text 'no.png' is the path"),
+        (b'{"text": "bad"}', "line 2 of standard input: item 1 is bad"),
+    ],
+)
+def test_a_bad_line_is_named(run: Run, line: bytes, told: str) -> None:
+    assert told in refused(run("embed", "--input-format", "jsonl", stdin=b'{"text": "fine"}\n' + line))
+
+
+def test_every_bad_item_is_a_line(run: Run) -> None:
+    lines = refused(run("embed", "bad", "fine", "bad", "--text", "bad")).splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["argument 'bad'", "argument 'bad'", "--text 'bad'"]
+    lines = refused(run("embed", stdin="bad\n" * 30)).splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == "error: and 10 more of 30 items"
+
+
+def test_a_text_like_a_reference_can_be_insisted_on(run: Run) -> None:
+    assert "--allow-reference-text" in refused(run("embed", "https://example.com"))
+    assert items(run("embed", "https://example.com", "--allow-reference-text"))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--no-such-option"],
+        ["no-such-command"],
+        ["embed", "a", "--format", "xml"],
+        ["embed", "a", "-o", "no/folder.npy"],
+        ["embed", "a", "-o", "."],
+        ["embed", "a", "-o", "x.vectors"],
+        ["embed", "a", "--header", "nocolon"],
+        ["embed", "a", "--timeout", "0"],
+        ["embed", "a", "--dimensions", "3"],
+        ["embed", "--input-format", "xml"],
+        ["embed"],
+        ["similarity"],
+        ["similarity", "a", "b", "--pairwise"],
+        ["similarity", "a", "--with", "b", "--with", "c", "--pairwise"],
+        ["similarity", "a", "x.npy"],
+        ["similarity", "x.npy"],
+        ["similarity", "a", "--metric", "hamming"],
+    ],
+)
+def test_wrong_usage(run: Run, args: list[str]) -> None:
+    assert len(refused(run(*args)).splitlines()) == 1
+
+
+def test_bare_commands_show_help(run: Run) -> None:
+    assert run().stdout == run("--help").stdout == run("-h").stdout
+    assert run("--version").stdout.startswith("vlembed 0.")
+
+
+def test_forms(run: Run, memory: Any) -> None:
+    rows = [json.loads(line) for line in run("embed", "a", "b", "--format", "jsonl").stdout.splitlines()]
+    theirs = np.array([row["embedding"] for row in rows], np.float32)
+    npy = np.load(io.BytesIO(run("embed", "a", "b", "--format", "npy").stdout_bytes))
+    np.testing.assert_array_equal(npy, theirs)
+    assert run("embed", "a", "b", "-o", "x.npy").stdout == ""
+    np.testing.assert_array_equal(np.load("x.npy"), theirs)
+    assert run("embed", "a", "b", "-o", "x.json").stdout == ""
+    assert json.loads(Path("x.json").read_text(encoding="utf-8"))["items"] == rows
+    table = run("embed", "a\n\x1b[31mb", "猫" * 60, "--format", "table").stdout
+    assert "\x1b" not in table
+    assert [line.split("  ")[0] for line in table.splitlines()] == ["item", "a [31mb", "猫" * 23 + "…"]
+
+
+def test_parquet(run: Run) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    Path("a.png").write_bytes(PNG)
+    assert run("embed", "a cat", "a.png", "-o", "x.parquet").exit_code == 0
+    table = parquet.read_table("x.parquet")
+    assert table.column("id").to_pylist() == ["a cat", "a.png"]
+    assert table.column("text").to_pylist() == ["a cat", None]
+    assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[8]"
+    assert run("embed", "a cat", "a.png", "-o", "x.npy").exit_code == 0
+    np.testing.assert_array_equal(np.array(table.column("embedding").to_pylist(), np.float32), np.load("x.npy"))
+
+
+def test_nothing_is_written_when_it_fails(run: Run) -> None:
+    Path("x.npy").write_bytes(b"precious")
+    refused(run("embed", "bad", "-o", "x.npy"))
+    assert Path("x.npy").read_bytes() == b"precious"
+
+
+def test_similarity(run: Run) -> None:
+    told = json.loads(run("similarity", "ab", "abcdefgh", "--metric", "euclidean").stdout)
+    assert told["rows"] == told["columns"] == ["ab", "abcdefgh"]
+    matrix = np.array(told["similarity"])
+    np.testing.assert_array_equal(matrix, matrix.T)
+    assert matrix[0, 0] == 0 > matrix[0, 1]
+    told = json.loads(run("similarity", "ab", "-", "--with", "ab", "--with", "b", "--pairwise", stdin="b\n").stdout)
+    np.testing.assert_allclose(told["similarity"], [1, 1], rtol=1e-6)
+    table = run("similarity", "ab", "--with", "x", "--with", "y", "--format", "table").stdout.splitlines()
+    assert [line.split()[0] for line in table] == ["cosine", "x", "y"]
+
+
+def test_similarity_of_files_asks_no_server(run: Run, memory: Any) -> None:
+    np.save("a.npy", np.eye(3, dtype=np.float32))
+    np.save("b.npy", np.ones((3, 3), np.float32))
+    told = json.loads(run("similarity", "a.npy", "--with", "b.npy", "--metric", "dot", "--pairwise").stdout)
+    assert told["rows"] == ["a.npy[0]", "a.npy[1]", "a.npy[2]"]
+    assert told["similarity"] == [1, 1, 1]
+    run("similarity", "a.npy", "-o", "matrix.npy", "--with", "b.npy")
+    assert np.load("matrix.npy").shape == (3, 3)
+    assert not memory.requests
+    np.save("row.npy", np.ones(3))
+    assert "vectors are (n, d)" in refused(run("similarity", "row.npy"))
+
+
+def test_info(run: Run, memory: Any) -> None:
+    told = json.loads(run("info").stdout)
+    assert told["checkpoint"] == "memory"
+    assert told["bounds"]["max_items"] == 4
+    assert "fingerprint            0123456789abcdef" in run("info", "--format", "table").stdout.splitlines()
+
+
+def test_headers(monkeypatch: pytest.MonkeyPatch, http_stub: Any) -> None:
+    monkeypatch.setenv("VLEMBED_URL", http_stub.url)
+    monkeypatch.setenv("VLEMBED_HEADERS", "Authorization: Bearer a:b\nX-Team: red blue")
+    for options, team in ((), "red blue"), (("--header", "X-Team:green"), "green"):
+        result = click.testing.CliRunner().invoke(vlembed, ["info", *options])
+        refused(result, status=1)  # the stub is no vlembed server
+        headers = http_stub.seen[-1][1]
+        assert headers["X-Team"] == team
+        assert headers.get("Authorization") == (None if options else "Bearer a:b")
+
+
+def command(*args: str, **env: str) -> dict[str, Any]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "client")} | env
+    return {"args": [sys.executable, *args], "env": environment, "text": True}
+
+
+def test_a_missing_click_is_told_with_its_cure(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise ModuleNotFoundError('No module named click', name='click')")
+    path = f"{tmp_path}{os.pathsep}{ROOT / 'client'}"
+    ran = subprocess.run(**command("-m", "vlembed", "info", PYTHONPATH=path), capture_output=True)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "error: click is not installed. Install it with: pip install 'vlembed[cli]'\n"
+
+
+def test_control_c() -> None:
+    """Interrupt a request that a server takes and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        started = subprocess.Popen(**command("-m", "vlembed", "info", "--url", url), stderr=subprocess.PIPE)
+        silent.settimeout(30)
+        connection, _ = silent.accept()
+        with connection:
+            connection.recv(1)
+            time.sleep(0.1)
+            started.send_signal(signal.SIGINT)
+            _, errors = started.communicate(timeout=30)
+    assert started.returncode == 130
+    assert not errors.strip()

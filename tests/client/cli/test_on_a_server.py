@@ -1,0 +1,100 @@
+"""The command as people and scripts use it: a process, a real server, files, pipes and exit statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from server.launch import TritonServer
+from tests.client.cli.conftest import Shell
+from vlembed import EmbeddingClient
+
+pytestmark = pytest.mark.triton
+
+IMAGES = ["demo/images/dog.png", "demo/images/red_apple.png", "demo/images/rocket.png"]
+ATOL = 1e-5  # neighbours in a batch change the last bits of fp32
+
+
+def succeeded(ran: subprocess.CompletedProcess[str]) -> str:
+    assert (ran.returncode, ran.stderr) == (0, "")
+    return ran.stdout
+
+
+def test_embed_to_every_form(shell: Shell, demo_server: TritonServer, tmp_path: Path) -> None:
+    with EmbeddingClient(demo_server.grpc_url) as client:
+        theirs = client.embed(["a red apple", "تفاحة حمراء", *(tmp_path / path for path in IMAGES[:2])], dimensions=64)
+    args = ["embed", "a red apple", "-", "demo/images/[dr]*[ge].png", "--dimensions", "64"]
+    for form in ("json", "jsonl", "npy", "parquet"):
+        assert succeeded(shell(*args, "-o", f"x.{form}", stdin="تفاحة حمراء\n")) == ""
+    told = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
+    assert told["fingerprint"] == theirs.fingerprint
+    assert [item["id"] for item in told["items"]] == ["a red apple", "تفاحة حمراء", *IMAGES[:2]]
+    assert [item["image_tokens"] for item in told["items"]] == theirs.image_tokens.tolist()
+    np.testing.assert_allclose([item["embedding"] for item in told["items"]], theirs.array, atol=ATOL)
+    lines = (tmp_path / "x.jsonl").read_text(encoding="utf-8").splitlines()
+    np.testing.assert_allclose([json.loads(line)["embedding"] for line in lines], theirs.array, atol=ATOL)
+    np.testing.assert_allclose(np.load(tmp_path / "x.npy"), theirs.array, atol=ATOL)
+    table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "x.parquet")
+    np.testing.assert_allclose(table.column("embedding").to_pylist(), theirs.array, atol=ATOL)
+    assert table.schema.metadata[b"vlembed.fingerprint"].decode() == theirs.fingerprint
+    assert "demo/images/dog.png" in succeeded(shell(*args, "--format", "table", stdin="تفاحة حمراء\n"))
+
+
+def test_both_protocols(shell: Shell, demo_server: TritonServer) -> None:
+    texts = ["eins", "two"]
+    ours, theirs = (
+        json.loads(succeeded(shell("embed", *texts, "--url", url)))
+        for url in (demo_server.http_url, demo_server.grpc_url)
+    )
+    assert [item["text"] for item in ours["items"]] == texts
+    rows = ([item["embedding"] for item in told["items"]] for told in (ours, theirs))
+    np.testing.assert_allclose(*rows, atol=ATOL)
+
+
+def test_similarity_finds_the_apple(shell: Shell) -> None:
+    others = [part for path in IMAGES for part in ("--with", path)]
+    told = json.loads(succeeded(shell("similarity", "a red apple", "ein Hund", *others)))
+    assert told["columns"] == IMAGES
+    assert np.argmax(told["similarity"], axis=1).tolist() == [1, 0]
+
+
+def test_info(shell: Shell, demo_server: TritonServer) -> None:
+    with EmbeddingClient(demo_server.grpc_url) as client:
+        assert json.loads(succeeded(shell("info")))["fingerprint"] == client.info().fingerprint
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "told"),
+    [
+        (["info", "--url", "grpc://127.0.0.1:1"], 1, "cannot reach grpc://127.0.0.1:1"),
+        (["embed", "a", "--url", "http://127.0.0.1:1"], 1, "cannot reach http://127.0.0.1:1"),
+        (["embed", "a", "--url", "ftp://127.0.0.1"], 2, "url is 'ftp://127.0.0.1'"),
+        (["embed", "a", "--ca-file", "none.pem"], 2, "tls is given"),
+        (["embed", "--image", "demo/images/LICENSE"], 2, "'demo/images/LICENSE': image is not readable"),
+        (["embed", "demo/images/no*.png"], 2, "'demo/images/no*.png' matches no file"),
+        (["embed", "a", "--dimensions", "3"], 2, "dimensions is 3; this server takes 64 to 192"),
+        (["embed", "a", "--frobnicate"], 2, "--frobnicate"),
+        (["embed", "cat " * 9000], 2, "truncate"),
+        (["embed", "a", "-o", "/proc/vectors.npy"], 1, "/proc/vectors.npy"),
+    ],
+)
+def test_failures(shell: Shell, args: list[str], status: int, told: str) -> None:
+    ran = shell(*args)
+    assert (ran.returncode, ran.stdout) == (status, "")
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert told in line
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "npy", "table"])
+def test_a_reader_that_is_gone(shell: Shell, form: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        ran = shell("embed", "a cat", "--format", form, stdout=pipe)
+    assert (ran.returncode, ran.stderr) == (141, "")

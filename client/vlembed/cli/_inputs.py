@@ -9,7 +9,6 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from glob import glob
@@ -18,12 +17,10 @@ from typing import Any, TypeAlias
 
 import click
 
-from .._exceptions import InvalidInputError
 from .._items import DATA_URI, IMAGE_PATH, Item
 from ._root import InputError
 
 STDIN = "-"
-MAX_TOLD = 20  # lines of errors
 Command: TypeAlias = Callable[..., Any]
 Decorator: TypeAlias = Callable[[Command], Command]
 
@@ -180,16 +177,3 @@ def refuse_metadata(entries: Sequence[Entry]) -> None:
                 f"{entry.source} has {', '.join(map(repr, entry.metadata))}, which only `vlembed index` keeps. Remove "
                 "it, or check its spelling: text, image, id, instruction."
             )
-
-
-@contextmanager
-def blaming(entries: Sequence[Entry]) -> Iterator[None]:
-    """Say of every bad item of a call where it comes from; `entries` are the call's items."""
-    try:
-        yield
-    except InvalidInputError as error:
-        if not error.items:
-            raise
-        lines = [f"{entries[item.index].source}: {item.message}" for item in error.items]
-        more = [f"and {len(lines) - MAX_TOLD} more of {len(entries)} items"] if len(lines) > MAX_TOLD else []
-        raise InputError(*lines[:MAX_TOLD], *more) from error

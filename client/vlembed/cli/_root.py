@@ -48,17 +48,18 @@ class Root(click.Group):
             return INTERRUPTED
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else "vlembed"
-            return _fail(error.exit_code, [f"{error.format_message()} See `{command} --help`."])
+            print_errors([f"{error.format_message()} See `{command} --help`."])
+            return error.exit_code
         except click.ClickException as error:
-            return _fail(error.exit_code, error.format_message().split("\n"))
-        except (InvalidInputError, MissingExtraError) as error:
-            return _fail(REFUSED, [str(error)])
+            print_errors(error.format_message().split("\n"))
+            return error.exit_code
         except (VlembedError, OSError) as error:
-            return _fail(FAILED, [str(error)])
+            print_errors([str(error)])
+            return REFUSED if isinstance(error, InvalidInputError | MissingExtraError) else FAILED
 
 
-def _fail(status: int, messages: Sequence[str]) -> int:
+def print_errors(messages: Sequence[str]) -> None:
+    """Print a line for each; cures that name Python's arguments name the options instead."""
     for message in messages:
         line = " ".join(message.split("\n")).replace("allow_reference_text=True", "--allow-reference-text")
         click.echo(f"error: {line}", err=True)
-    return status

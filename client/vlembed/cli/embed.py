@@ -12,9 +12,11 @@ import numpy as np
 from .._client import EmbeddingClient
 from .._extras import require
 from .._result import Embeddings
-from ._inputs import Entry, blaming, refuse_metadata, takes_items
+from ._inputs import Entry, refuse_metadata, takes_items
 from ._options import takes_client, takes_embed_options
 from ._outputs import Output, takes_output, to_floats, to_json, to_npy, to_table
+from ._root import INCOMPLETE
+from ._vectors import embed_entries, takes_keep_going
 
 NUM_SHOWN = 4  # dimensions in a table
 
@@ -22,9 +24,12 @@ NUM_SHOWN = 4  # dimensions in a table
 @click.command()
 @takes_items
 @takes_embed_options
+@takes_keep_going
 @takes_output("table", "json", "jsonl", "npy", "parquet")
-@takes_client
-def embed(client: EmbeddingClient, entries: Sequence[Entry], options: Mapping[str, Any], output: Output) -> None:
+@takes_client()
+def embed(
+    client: EmbeddingClient, entries: Sequence[Entry], options: Mapping[str, Any], keep_going: bool, output: Output
+) -> int:
     """Turn texts and images into vectors.
 
     An ITEM that ends like an image file (.png, .jpg, ...) is a path or a quoted glob of images, `-` is standard input,
@@ -36,9 +41,11 @@ def embed(client: EmbeddingClient, entries: Sequence[Entry], options: Mapping[st
       vlembed embed --input-format jsonl < items.jsonl -o vectors.parquet
     """
     refuse_metadata(entries)
-    with blaming(entries):
-        embeddings = client.embed([entry.item for entry in entries], **options)
-    output.write(FORMS[output.format](entries, embeddings))
+    if keep_going and output.format == "npy":
+        raise click.UsageError("--keep-going leaves rows out, and npy cannot say which. Choose another --format.")
+    kept, embeddings = embed_entries(client, entries, options, keep_going=keep_going)
+    output.write(FORMS[output.format](kept, embeddings))
+    return INCOMPLETE if len(kept) < len(entries) else 0
 
 
 def _rows(entries: Sequence[Entry], embeddings: Embeddings) -> list[dict[str, Any]]:

@@ -7,13 +7,14 @@ from dataclasses import asdict
 import click
 
 from .._client import EmbeddingClient
+from .._retry import Retry
 from ._options import takes_client
 from ._outputs import Output, takes_output, to_json, to_table
 
 
 @click.command()
 @takes_output("table", "json")
-@takes_client
+@takes_client(Retry(max_attempts=1))
 def info(client: EmbeddingClient, output: Output) -> None:
     """Show what the server serves: checkpoint, fingerprint, dimensions and bounds.
 

@@ -13,10 +13,11 @@ from .._client import EmbeddingClient
 from .._result import Embeddings
 from .._similarity import Metric
 from .._similarity import similarity as compare
-from ._inputs import blaming, read_argument, refuse_metadata, takes_input_format
+from ._inputs import read_argument, refuse_metadata, takes_input_format
 from ._options import takes_client, takes_embed_options
 from ._outputs import Output, shorten, takes_output, to_floats, to_json, to_npy, to_table
 from ._root import InputError
+from ._vectors import embed_entries
 
 MAX_HEADER = 20  # columns of a name above a matrix
 Vectors = np.ndarray[Any, Any]
@@ -32,7 +33,7 @@ Vectors = np.ndarray[Any, Any]
 @takes_input_format
 @takes_embed_options
 @takes_output("table", "json", "npy")
-@takes_client
+@takes_client()
 def similarity(
     client: EmbeddingClient,
     items: Sequence[str],
@@ -86,8 +87,7 @@ def _side(
         return names, np.concatenate(parts)
     entries = [entry for item in items for entry in read_argument(item, input_format)]
     refuse_metadata(entries)
-    with blaming(entries):
-        return [entry.label for entry in entries], client.embed([entry.item for entry in entries], **options)
+    return [entry.label for entry in entries], embed_entries(client, entries, options)[1]
 
 
 def _load(path: str) -> Vectors:

@@ -23,7 +23,7 @@ Shell = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture
 def run(memory: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Run a command line in an empty folder, against the server in memory."""
-    monkeypatch.setattr("vlembed._client.open_transport", lambda *_, **__: memory)
+    monkeypatch.setattr("vlembed._client.open_transports", lambda *_, **__: {"memory": memory})
     monkeypatch.chdir(tmp_path)
 
     def invoke(*args: str, stdin: str | bytes = "") -> click.testing.Result:

@@ -34,13 +34,18 @@ PROBE_TIMEOUT_S = 5.0
 PROBE_INTERVAL_S = 0.2
 
 
-class EmbedOptions(TypedDict, total=False):
-    """The keyword arguments of `EmbeddingClient.embed`, except `instruction`."""
+class ItemOptions(TypedDict, total=False):
+    """The keyword arguments of `EmbeddingClient.embed` that say how items are read."""
 
-    dimensions: int | None
     max_pixels: int | None
     truncate: bool
     allow_reference_text: bool
+
+
+class EmbedOptions(ItemOptions, total=False):
+    """The keyword arguments of `EmbeddingClient.embed`, except `instruction`."""
+
+    dimensions: int | None
 
 
 class EmbeddingClient:

@@ -10,7 +10,9 @@ import click
 from .. import __version__
 from ._root import HELP_WIDTH, Root
 from .embed import embed
+from .index import index
 from .info import info
+from .search import search
 from .similarity import similarity
 
 
@@ -38,5 +40,5 @@ def vlembed(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (embed, similarity, info):
+for command in (embed, similarity, index, search, info):
     vlembed.add_command(command)

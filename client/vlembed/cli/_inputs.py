@@ -5,6 +5,7 @@ An argument is never guessed silently: what looks like a file and is none is ref
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -21,6 +22,7 @@ from .._items import DATA_URI, IMAGE_PATH, Item
 from ._root import InputError
 
 STDIN = "-"
+MAX_ID_LETTERS = 120  # of an id that is made of a text; every index holds one of this length
 Command: TypeAlias = Callable[..., Any]
 Decorator: TypeAlias = Callable[[Command], Command]
 
@@ -37,8 +39,12 @@ class Entry:
 
     @property
     def id(self) -> str:
-        """Return the id that was given, or else the path of the image, or else the text."""
-        return self.given_id or self.image or self.item.text or ""
+        """Return the id that was given, or else the path of the image, or else the text, if long shortened."""
+        if self.given_id:
+            return self.given_id
+        name = self.image or " ".join((self.item.text or "").split())
+        digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
+        return name if len(name) <= MAX_ID_LETTERS else f"{name[:MAX_ID_LETTERS]}…{digest[:16]}"
 
     @property
     def label(self) -> str:

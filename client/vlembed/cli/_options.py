@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -84,33 +84,36 @@ def _split_header(header: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def takes_embed_options(command: Command) -> Command:
-    """Add the options of `EmbeddingClient.embed`; the command gets those as `options`."""
-
-    @click.option("--instruction", metavar="TEXT", help="The task, for items without one; by default the model's.")
-    @click.option("--dimensions", type=int, metavar="D", help="A smaller (Matryoshka) size of the vectors.")
-    @click.option("--max-pixels", type=int, metavar="PIXELS", help="Scale images down to this many pixels.")
-    @click.option("--truncate", is_flag=True, help="Cut texts that are too long instead of refusing them.")
-    @click.option(
+EMBED_OPTIONS: Mapping[str, Decorator] = {
+    "instruction": click.option(
+        "--instruction", metavar="TEXT", help="The task, for items without one of their own; by default the model's."
+    ),
+    "dimensions": click.option(
+        "--dimensions", type=int, metavar="D", help="A smaller (Matryoshka) size of the vectors."
+    ),
+    "max_pixels": click.option(
+        "--max-pixels", type=int, metavar="PIXELS", help="Scale images down to this many pixels."
+    ),
+    "truncate": click.option("--truncate", is_flag=True, help="Cut texts that are too long instead of refusing them."),
+    "allow_reference_text": click.option(
         "--allow-reference-text", is_flag=True, help="Embed a text that is a URL or the path of an image as a string."
-    )
-    @wraps(command)
-    def wrapped(
-        *args: Any,
-        instruction: str | None,
-        dimensions: int | None,
-        max_pixels: int | None,
-        truncate: bool,
-        allow_reference_text: bool,
-        **kwargs: Any,
-    ) -> Any:
-        options = {
-            "instruction": instruction,
-            "dimensions": dimensions,
-            "max_pixels": max_pixels,
-            "truncate": truncate,
-            "allow_reference_text": allow_reference_text,
-        }
-        return command(*args, options=options, **kwargs)
+    ),
+}
+ITEM_OPTIONS = ("max_pixels", "truncate", "allow_reference_text")
 
-    return wrapped
+
+def takes_embed_options(*names: str) -> Decorator:
+    """Add options of `EmbeddingClient.embed`; the command gets those as `options`."""
+
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            options = {name: kwargs.pop(name) for name in names}
+            return command(*args, options=options, **kwargs)
+
+        decorated: Command = wrapped
+        for name in reversed(names):
+            decorated = EMBED_OPTIONS[name](decorated)
+        return decorated
+
+    return decorate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -111,6 +111,12 @@ def to_table(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> st
         for line in lines
     )
     return "\n".join(line.rstrip() for line in padded)
+
+
+def to_pairs(values: Mapping[str, object]) -> str:
+    """Return a line for each name and its value, whole."""
+    size = max(map(len, values))
+    return "\n".join(f"{name:{size}}  {value}" for name, value in values.items())
 
 
 def _cell(value: str | float) -> tuple[str | float, str]:

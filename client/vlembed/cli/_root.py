@@ -11,6 +11,11 @@ import click
 
 from .._exceptions import InvalidInputError, MissingExtraError, VlembedError
 
+CURES = {  # of Python, and how this command spells them
+    "pass allow_reference_text=True": "pass --allow-reference-text",
+    "pass a client, or dimensions and a fingerprint": "use `vlembed index create`",
+    "upsert replaces": "--replace replaces them",
+}
 HELP_WIDTH = 100  # columns, of whatever terminal: client/CLI.md holds the pages as they are
 FAILED, REFUSED, INCOMPLETE, INTERRUPTED, READER_LEFT = 1, 2, 3, 130, 141  # the last two as a shell tells of a signal
 
@@ -61,5 +66,7 @@ class Root(click.Group):
 def print_errors(messages: Sequence[str]) -> None:
     """Print a line for each; cures that name Python's arguments name the options instead."""
     for message in messages:
-        line = " ".join(message.split("\n")).replace("allow_reference_text=True", "--allow-reference-text")
+        line = " ".join(message.split("\n"))
+        for theirs, ours in CURES.items():
+            line = line.replace(theirs, ours)
         click.echo(f"error: {line}", err=True)

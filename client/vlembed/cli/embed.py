@@ -13,7 +13,7 @@ from .._client import EmbeddingClient
 from .._extras import require
 from .._result import Embeddings
 from ._inputs import Entry, refuse_metadata, takes_items
-from ._options import takes_client, takes_embed_options
+from ._options import ITEM_OPTIONS, takes_client, takes_embed_options
 from ._outputs import Output, takes_output, to_floats, to_json, to_npy, to_table
 from ._root import INCOMPLETE
 from ._vectors import embed_entries, takes_keep_going
@@ -23,7 +23,7 @@ NUM_SHOWN = 4  # dimensions in a table
 
 @click.command()
 @takes_items
-@takes_embed_options
+@takes_embed_options("instruction", "dimensions", *ITEM_OPTIONS)
 @takes_keep_going
 @takes_output("table", "json", "jsonl", "npy", "parquet")
 @takes_client()

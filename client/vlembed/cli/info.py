@@ -9,7 +9,7 @@ import click
 from .._client import EmbeddingClient
 from .._retry import Retry
 from ._options import takes_client
-from ._outputs import Output, takes_output, to_json, to_table
+from ._outputs import Output, takes_output, to_json, to_pairs
 
 
 @click.command()
@@ -25,5 +25,4 @@ def info(client: EmbeddingClient, output: Output) -> None:
         output.write(to_json(told))
         return
     bounds, versions = told.pop("bounds"), told.pop("versions")
-    rows = [*told.items(), *bounds.items(), *versions.items()]
-    output.write(to_table(["", ""], [(name, str(value)) for name, value in rows]).lstrip("\n"))
+    output.write(to_pairs({**told, **bounds, **versions}))

@@ -14,7 +14,7 @@ from .._result import Embeddings
 from .._similarity import Metric
 from .._similarity import similarity as compare
 from ._inputs import read_argument, refuse_metadata, takes_input_format
-from ._options import takes_client, takes_embed_options
+from ._options import ITEM_OPTIONS, takes_client, takes_embed_options
 from ._outputs import Output, shorten, takes_output, to_floats, to_json, to_npy, to_table
 from ._root import InputError
 from ._vectors import embed_entries
@@ -31,7 +31,7 @@ Vectors = np.ndarray[Any, Any]
     "--metric", type=click.Choice(get_args(Metric)), default="cosine", show_default=True, help="Distances are negative."
 )
 @takes_input_format
-@takes_embed_options
+@takes_embed_options("instruction", "dimensions", *ITEM_OPTIONS)
 @takes_output("table", "json", "npy")
 @takes_client()
 def similarity(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from tests.client.cli.conftest import ROOT, Run
 from tests.samples import encode, image
 from vlembed._items import IMAGE_PATH
 from vlembed.cli import vlembed
+from vlembed.cli._root import CURES
 
 PNG = encode(image(32, 32))
 
@@ -277,3 +279,9 @@ def test_control_c() -> None:
             _, errors = started.communicate(timeout=30)
     assert started.returncode == 130
     assert not errors.strip()
+
+
+@pytest.mark.parametrize("cure", CURES)
+def test_the_cures_that_are_respelled_are_still_given(cure: str) -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "client/vlembed").glob("*.py"))
+    assert cure in re.sub(r'"\n\s*f?"', "", sources)

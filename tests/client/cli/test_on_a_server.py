@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from server.launch import TritonServer
-from tests.client.cli.conftest import Shell
+from tests.client.cli.conftest import ROOT, Shell
 from vlembed import EmbeddingClient
 
 pytestmark = pytest.mark.triton
 
 IMAGES = ["demo/images/dog.png", "demo/images/red_apple.png", "demo/images/rocket.png"]
+QUICKSTART = ROOT / "demo/quickstart.jsonl"  # names in 18 languages, and the pictures that they are of
 ATOL = 1e-5  # neighbours in a batch change the last bits of fp32
 
 
@@ -66,6 +67,32 @@ def test_similarity_finds_the_apple(shell: Shell) -> None:
 def test_info(shell: Shell, demo_server: TritonServer) -> None:
     with EmbeddingClient(demo_server.grpc_url) as client:
         assert json.loads(succeeded(shell("info")))["fingerprint"] == client.info().fingerprint
+
+
+@pytest.mark.parametrize("place", ["pictures.index", "milvus+file:pictures.db/pictures"])
+def test_pictures_are_found_in_18_languages(shell: Shell, tmp_path: Path, place: str) -> None:
+    pytest.importorskip("milvus_lite" if "milvus" in place else "faiss")
+    rows = [json.loads(line) for line in QUICKSTART.read_text(encoding="utf-8").splitlines()]
+    ran = shell("index", "create", place, "demo/images/*.png")
+    assert (ran.returncode, ran.stdout) == (0, "")
+    assert json.loads(succeeded(shell("index", "info", place)))["rows"] == 18
+    queries = "\n".join(row["text"] for row in rows)
+    told = json.loads(succeeded(shell("search", place, "-k", "3", "--report", "found.html", stdin=queries)))["results"]
+    assert [own["query"]["text"] for own in told] == [row["text"] for row in rows]
+    assert [own["matches"][0]["id"] for own in told] == [f"demo/images/{row['image']}.png" for row in rows]
+    page = (tmp_path / "found.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == 3 * len(rows)
+    assert all(row["text"] in page for row in rows)
+    (found,) = json.loads(succeeded(shell("search", place, "demo/images/dog.png", "-k", "1")))["results"]
+    assert found["matches"][0]["id"] == "demo/images/dog.png"
+
+
+def test_an_index_has_its_own_dimensions(shell: Shell) -> None:
+    pytest.importorskip("faiss")
+    assert shell("index", "create", "small.index", "a", "--dimensions", "64").returncode == 0
+    assert shell("index", "add", "small.index", "b").returncode == 0
+    assert json.loads(succeeded(shell("index", "info", "small.index")))["dimensions"] == 64
+    assert succeeded(shell("search", "small.index", "a"))
 
 
 @pytest.mark.parametrize(

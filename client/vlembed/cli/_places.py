@@ -1,0 +1,83 @@
+"""Where an index is: a file, or a collection in Milvus, spelled as one argument."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .._index import Index
+from ._inputs import Command
+from ._root import InputError
+
+MILVUS = re.compile(r"milvus\+(?:file:)?(?P<uri>.+)/(?P<collection>[^/]+)")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file, or where `uri` is given a collection in Milvus."""
+
+    name: str  # as it was given
+    uri: str = ""
+    collection: str = ""
+    token: str = ""
+
+    def open(self) -> Index:
+        """Open an index that is there; it has no client, and takes `Embeddings`."""
+        if self.uri:
+            return Index.connect(self.uri, self.collection, token=self.token)
+        if not Path(self.name).is_file():
+            raise InputError(f"there is no index {self.name!r}. Make it with `vlembed index create`.")
+        return Index.load(self.name)
+
+    def create(self, kind: str | None, **options: Any) -> Index:
+        """Make an empty index where none is; the options are those of `Index.create`."""
+        if not self.uri:
+            path = Path(self.name)
+            if path.exists() or not path.parent.is_dir():
+                reason = "exists" if path.exists() else "is in no folder that exists"
+                raise InputError(f"{self.name!r} {reason}. Name a new file; `vlembed index add` adds to an index.")
+            return Index.create(kind or "flat", **options)
+        index = Index.connect(self.uri, self.collection, kind=kind, token=self.token, **options)
+        if num_rows := len(index):
+            index.close()
+            raise InputError(f"{self.name!r} has {num_rows} rows. `vlembed index add` adds to it.")
+        return index
+
+    def exists(self) -> bool:
+        """Tell whether there is something."""
+        return bool(self.uri) or Path(self.name).exists()
+
+    def save(self, index: Index) -> None:
+        """Write the file; Milvus has kept every change already."""
+        if not self.uri:
+            index.save(self.name)
+
+
+def takes_place(command: Command) -> Command:
+    """Add the argument that names an index; the command gets a `Place` as `place`."""
+
+    @click.argument("index", metavar="INDEX")
+    @click.option(
+        "--milvus-token",
+        default="",
+        envvar="VLEMBED_MILVUS_TOKEN",
+        show_envvar=True,
+        metavar="TOKEN",
+        help="user:password or an API key, for an INDEX in Milvus.",
+    )
+    @wraps(command)
+    def wrapped(*args: Any, index: str, milvus_token: str, **kwargs: Any) -> Any:
+        parts = MILVUS.fullmatch(index)
+        if index.startswith("milvus+") and not parts:
+            raise click.UsageError(
+                f"INDEX is {index!r}. Give milvus+http://host:19530/COLLECTION or milvus+file:PATH.db/COLLECTION."
+            )
+        place = Place(index, **parts.groupdict(), token=milvus_token) if parts else Place(index)
+        return command(*args, place=place, **kwargs)
+
+    return wrapped

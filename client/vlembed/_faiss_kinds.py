@@ -75,13 +75,15 @@ class Exhaustive:
         self.index.ntotal = self._flat.ntotal
 
     def search(self, queries: Vectors, k: int, mask: Mask | None) -> Hits:
-        is_selective = isinstance(self._coarse, faiss().IndexScalarQuantizer)
-        if self._coarse is None or (mask is not None and (not is_selective or mask.mean() < EXACT_SHARE)):
+        is_exact = self._coarse is None
+        if mask is not None:  # FAISS compares signs of all rows or of none
+            is_exact |= isinstance(self._coarse, faiss().IndexLSH) or mask.mean() < EXACT_SHARE
+        if is_exact:
             return _search(self._flat, queries, k, _parameters(faiss().SearchParameters, mask))
         candidates = min(self._flat.ntotal, max(k * self._oversampling, MIN_CANDIDATES))
-        factor = (candidates + 0.5) / k  # FAISS rounds the product down
-        first_pass = _parameters(faiss().SearchParameters, mask)
-        parameters = faiss().IndexRefineSearchParameters(k_factor=factor, base_index_params=first_pass)
+        first_pass = {} if mask is None else {"base_index_params": _parameters(faiss().SearchParameters, mask)}
+        factor = (candidates + 0.5) / k  # FAISS rounds k times it down
+        parameters = faiss().IndexRefineSearchParameters(k_factor=factor, **first_pass)
         return _search(self.index, queries, k, parameters)
 
 
@@ -172,9 +174,7 @@ def train(kind: str, rows: Exhaustive, options: Mapping[str, int]) -> Exhaustive
         coarse.add(vectors)
         return Exhaustive(faiss().IndexRefine(coarse, rows.index), options)
     num_lists = max(1, options["train_size"] // VECTORS_PER_LIST)
-    lists = faiss().IndexIVFPQ(
-        faiss().IndexFlatIP(dimensions), dimensions, num_lists, options["code_bytes"], 8, metric
-    )
+    lists = faiss().IndexIVFPQ(faiss().IndexFlatIP(dimensions), dimensions, num_lists, options["code_bytes"], 8, metric)
     lists.cp.min_points_per_centroid = lists.pq.cp.min_points_per_centroid = 1  # fewer are the caller's choice
     lists.train(vectors)
     lists.add(vectors)

@@ -73,7 +73,9 @@ class FaissStore:
         try:
             file = path.open("rb")
         except OSError as error:
-            raise InvalidInputError(f"{str(path)!r} cannot be read ({error.strerror}). Pass an index's file.") from error
+            raise InvalidInputError(
+                f"{str(path)!r} cannot be read ({error.strerror}). Pass an index's file."
+            ) from error
         try:
             content = _index_file.read(path, file)
             store = cls(content.info)
@@ -113,11 +115,11 @@ class FaissStore:
             given = {own: index for index, own in enumerate(ids)}
             here = self._rows.positions(ids)
             if isinstance(self._vectors, Hnsw):
-                self._kill(here)
+                self._kill(self._vectors, here)
                 new = list(range(len(ids)))
             else:
                 self._own()
-                old = [given[self._rows.ids[position]] for position in here.tolist()]  # type: ignore[index]
+                old = [given[self._rows.ids[position]] for position in here.tolist()]
                 self._vectors.replace(here, vectors[old])
                 self._rows.replace(here, [metadata[index] for index in old])
                 new = sorted(set(range(len(ids))) - set(old))
@@ -127,7 +129,7 @@ class FaissStore:
         with self._lock.writing():
             positions = self._rows.positions(ids)
             if isinstance(self._vectors, Hnsw):
-                self._kill(positions)
+                self._kill(self._vectors, positions)
             elif len(positions):
                 self._own()
                 tail = np.arange(len(self._rows) - len(positions), len(self._rows))
@@ -145,7 +147,7 @@ class FaissStore:
             scores, positions = self._vectors.search(vectors, k, mask)
             ids, metadata = self._rows.ids, self._rows.metadata
             return [
-                Found([ids[row] for row in rows], of_query, [metadata[row] for row in rows])  # type: ignore[misc]
+                Found([ids[row] for row in rows], of_query, [metadata[row] for row in rows])
                 for rows, of_query in zip(positions.tolist(), scores.tolist(), strict=True)
             ]
 
@@ -153,9 +155,7 @@ class FaissStore:
         with self._lock.reading():
             content = _index_file.Content(self._info, self._rows.ids, self._rows.metadata)
             index = self._vectors.index
-            _index_file.write(
-                path, content, lambda take: faiss().write_index(index, faiss().PyCallbackIOWriter(take))
-            )
+            _index_file.write(path, content, lambda take: faiss().write_index(index, faiss().PyCallbackIOWriter(take)))
 
     def close(self) -> None:
         pass
@@ -167,11 +167,11 @@ class FaissStore:
         self._vectors.add(vectors)
         self._rows.append(ids, metadata)
         options = self._info.options
-        if isinstance(self._vectors, Exhaustive) and self._vectors.is_exact:
-            if len(self._rows) >= options.get("train_size", math.inf):
-                self._vectors = train(self._info.kind, self._vectors, options)
+        is_enough = len(self._rows) >= options.get("train_size", math.inf)
+        if is_enough and isinstance(self._vectors, Exhaustive) and self._vectors.is_exact:
+            self._vectors = train(self._info.kind, self._vectors, options)
 
-    def _kill(self, positions: Positions) -> None:
+    def _kill(self, graph: Hnsw, positions: Positions) -> None:
         """Let positions of a graph go, and build it again once too many are gone."""
         self._rows.kill(positions)
         if self._rows.num_dead <= MAX_DEAD_SHARE * len(self._rows.ids):
@@ -179,7 +179,7 @@ class FaissStore:
         living = np.flatnonzero(self._rows.living())
         vectors = empty(self._info.kind, self._info.dimensions, self._info.options)
         for start in range(0, len(living), BLOCK_ROWS):
-            vectors.add(self._vectors.vectors[living[start : start + BLOCK_ROWS]])
+            vectors.add(graph.vectors[living[start : start + BLOCK_ROWS]])
         self._vectors, self._rows = vectors, self._rows.without_dead()
 
     def _own(self) -> None:

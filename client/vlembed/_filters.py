@@ -86,12 +86,13 @@ def _condition(field: Any, relation: Any, value: Any) -> Condition:
 def _comparable(field: str, value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
-    is_fit = {
-        "string": lambda: is_plain(value),
-        "number": lambda: -MAX_INTEGER <= value <= MAX_INTEGER,  # false for nan
-        "boolean": lambda: True,
-    }.get(type_of(value))
-    if is_fit is None or not is_fit():
+    of_type = type_of(value)
+    is_fit = of_type == "boolean"
+    if of_type == "string":
+        is_fit = is_plain(value)
+    if of_type == "number":
+        is_fit = -MAX_INTEGER <= value <= MAX_INTEGER  # not nan
+    if not is_fit:
         raise InvalidInputError(
             f"where compares {field!r} with {value!r}. Pass a str without control characters, a finite number "
             f"within 64 bits, or a bool. {RULE}"
@@ -128,4 +129,5 @@ def encode_metadata(metadata: Mapping[str, Any] | None) -> str:
 
 def decode_metadata(text: str) -> dict[str, Any]:
     """Return what `encode_metadata` made a text of."""
-    return json.loads(text) if text else {}  # type: ignore[no-any-return]
+    decoded: dict[str, Any] = json.loads(text) if text else {}
+    return decoded

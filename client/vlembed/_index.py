@@ -6,6 +6,7 @@ Checks what it is given, and embeds it if it has a client. Where the rows are is
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,12 +22,14 @@ from ._filters import Where, encode_metadata, is_plain, parse_where
 from ._items import ItemLike, as_sequence
 from ._milvus_store import MilvusStore
 from ._result import Embeddings
+from ._similarity import blocks, row_norms, unit
 from ._store import IndexInfo, Match, Matches, Store, Vectors
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 Items: TypeAlias = "ItemLike | Iterable[ItemLike] | Embeddings | npt.NDArray[Any]"
+Batch: TypeAlias = "Sequence[ItemLike] | Embeddings | npt.NDArray[Any]"
 
 BLOCK_ROWS = 8192  # that are normalised at a time
 
@@ -143,12 +146,20 @@ class Index:
             pymilvus, or for a .db file milvus-lite, is not installed.
         """
         is_asked = client is not None or (dimensions is not None and fingerprint is not None)
-        new = _new_info(
-            kind or "hnsw", client, dimensions, fingerprint, instruction or DEFAULT_QUERY_INSTRUCTION, options
-        ) if is_asked else None
+        new = (
+            _new_info(
+                kind or "hnsw", client, dimensions, fingerprint, instruction or DEFAULT_QUERY_INSTRUCTION, options
+            )
+            if is_asked
+            else None
+        )
         store = MilvusStore.connect(str(uri), collection, new, token=token, timeout_s=timeout_s)
         given = {
-            "kind": kind, "dimensions": dimensions, "fingerprint": fingerprint, "instruction": instruction, **options
+            "kind": kind,
+            "dimensions": dimensions,
+            "fingerprint": fingerprint,
+            "instruction": instruction,
+            **options,
         }
         has = {**vars(store.info), **store.info.options}
         try:
@@ -283,11 +294,10 @@ class Index:
         VlembedError
             Of another kind, if the server or Milvus cannot be reached or fails.
         """
-        queries = query if _are_vectors(query) else [query]
-        matches = self.search_batch(queries, k, where=where, fingerprint=fingerprint, **options)
-        if len(matches) != 1:
-            raise InvalidInputError(f"query has {len(matches)} vectors. Pass one, or call search_batch.")
-        return matches[0]
+        batch = _as_batch(query)
+        if len(batch) != 1:
+            raise InvalidInputError(f"query is {len(batch)} of them. Pass one, or call search_batch.")
+        return self._search(batch, k, where, fingerprint, options)[0]
 
     def search_batch(
         self,
@@ -305,16 +315,20 @@ class Index:
         Sequence[list[Match]]
             q lists.
         """
+        return self._search(_as_batch(queries), k, where, fingerprint, options)
+
+    def _search(
+        self, batch: Batch, k: int, where: Where | None, fingerprint: str | None, options: ItemOptions
+    ) -> Matches:
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise InvalidInputError(f"k is {k!r}. Pass a whole number, 1 or more.")
         conditions = parse_where(where)
-        if not _are_vectors(queries):
-            client = self._client_for("a query that is no vector")
-            queries = client.embed_query(
-                as_sequence(queries), self.info.instruction, dimensions=self.info.dimensions, **options
-            )
-        vectors = self._checked_vectors("queries", queries, fingerprint)
-        return Matches(self._store.search(_unit(vectors, _norms("queries", vectors)), int(k), conditions))
+        if not isinstance(batch, Embeddings | np.ndarray):
+            client, info = self._client_for("a query that is no vector"), self.info
+            batch = client.embed_query(batch, info.instruction, dimensions=info.dimensions, **options)
+        vectors = self._checked_vectors("queries", batch, fingerprint)
+        vectors = unit(vectors, row_norms("queries", vectors, refuse_zero=True)).astype(np.float32, copy=False)
+        return Matches(self._store.search(vectors, int(k), conditions))
 
     def _change(
         self,
@@ -326,39 +340,37 @@ class Index:
         *,
         is_upsert: bool,
     ) -> None:
-        is_ready = _are_vectors(items)
-        items = items if is_ready else as_sequence(items)
+        batch = _as_batch(items)
         ids = _checked_ids(ids)
         texts = _checked_metadata([None] * len(ids) if metadata is None else metadata)
-        num_items = len(items) if np.ndim(items) != 1 or not isinstance(items, np.ndarray) else 1
-        if not num_items == len(ids) == len(texts):
+        if not len(batch) == len(ids) == len(texts):
             raise InvalidInputError(
-                f"there are {num_items} items, {len(ids)} ids and {len(texts)} metadata. Pass as many of each."
+                f"there are {len(batch)} items, {len(ids)} ids and {len(texts)} metadata. Pass as many of each."
             )
         if len(set(ids)) < len(ids):
-            raise InvalidInputError(f"ids are given twice: {_some(own for own in ids if ids.count(own) > 1)}.")
+            twice = [own for own, count in Counter(ids).items() if count > 1]
+            raise InvalidInputError(f"ids are given more than once: {_some(twice)}.")
         if not is_upsert:
             self._refuse_held(ids)  # before anything is embedded
-        if is_ready:
-            if isinstance(items, np.ndarray) and fingerprint is None:
-                raise InvalidInputError(
-                    "an array does not tell what model it is from. Pass Embeddings, or the fingerprint of that model."
-                )
-        else:
+        if isinstance(batch, np.ndarray) and fingerprint is None:
+            raise InvalidInputError(
+                "an array does not tell what model it is from. Pass Embeddings, or the fingerprint of that model."
+            )
+        if not isinstance(batch, Embeddings | np.ndarray):
             client = self._client_for("an item")
-            items = client.embed_document(items, dimensions=self.info.dimensions, **options)
-        vectors = self._checked_vectors("items", items, fingerprint)
-        norms = _norms("items", vectors)
+            batch = client.embed_document(batch, dimensions=self.info.dimensions, **options)
+        vectors = self._checked_vectors("items", batch, fingerprint)
+        norms = row_norms("items", vectors, refuse_zero=True)
         with self._changing:
             if is_upsert:
                 self._in_blocks(self._store.upsert, ids, vectors, norms, texts)
-            else:
-                self._refuse_held(ids)
-                try:
-                    self._in_blocks(self._store.add, ids, vectors, norms, texts)
-                except BaseException:
-                    self._store.delete(ids)
-                    raise
+                return
+            self._refuse_held(ids)
+            try:
+                self._in_blocks(self._store.add, ids, vectors, norms, texts)
+            except BaseException:
+                self._store.delete(ids)
+                raise
 
     def _in_blocks(
         self,
@@ -368,9 +380,8 @@ class Index:
         norms: npt.NDArray[np.float64],
         texts: Sequence[str],
     ) -> None:
-        for start in range(0, len(ids), BLOCK_ROWS):
-            rows = slice(start, start + BLOCK_ROWS)
-            write(ids[rows], _unit(vectors[rows], norms[rows]), texts[rows])
+        for rows in blocks(len(ids), BLOCK_ROWS):
+            write(ids[rows], unit(vectors[rows], norms[rows]).astype(np.float32, copy=False), texts[rows])
 
     def _client_for(self, what: str) -> EmbeddingClient:
         if self._client is None:
@@ -384,16 +395,18 @@ class Index:
         if held := self._store.held(ids):
             raise InvalidInputError(f"ids are in the index already: {_some(held)}. Nothing was added; upsert replaces.")
 
-    def _checked_vectors(self, name: str, value: Any, fingerprint: str | None) -> npt.NDArray[Any]:
+    def _checked_vectors(
+        self, name: str, batch: Embeddings | npt.NDArray[Any], fingerprint: str | None
+    ) -> npt.NDArray[Any]:
         """Return vectors as they are, floats (n, d)."""
-        if isinstance(value, Embeddings):
-            self._check_fingerprint(f"{name} are of", value.fingerprint)
+        if isinstance(batch, Embeddings):
+            self._check_fingerprint(f"{name} are of", batch.fingerprint)
         if fingerprint is not None:
             self._check_fingerprint(f"{name} are of", fingerprint)
-        vectors = np.atleast_2d(np.asarray(value))
+        vectors: npt.NDArray[Any] = np.asarray(batch)
         if vectors.dtype.kind != "f" or vectors.ndim != 2 or vectors.shape[1] != self.info.dimensions:
             raise InvalidInputError(
-                f"{name} is an array {vectors.dtype} {vectors.shape}; this index takes floats (n, {self.info.dimensions})."
+                f"{name} are {vectors.dtype} {vectors.shape}; this index takes floats (n, {self.info.dimensions})."
             )
         return vectors
 
@@ -416,8 +429,8 @@ def _new_info(
 ) -> IndexInfo:
     if client is None and (dimensions is None or fingerprint is None):
         raise InvalidInputError(
-            "an index needs to know its model. Pass client=EmbeddingClient(...), or dimensions and the fingerprint that "
-            "Embeddings and EmbeddingClient.info() tell."
+            "an index needs to know its model. Pass client=EmbeddingClient(...), or dimensions and the fingerprint, "
+            "which Embeddings have."
         )
     if client is not None:
         served = client.info()
@@ -434,8 +447,13 @@ def _new_info(
     return IndexInfo(fingerprint, int(dimensions), instruction, kind, options)
 
 
-def _are_vectors(value: Any) -> bool:
-    return isinstance(value, Embeddings) or (isinstance(value, np.ndarray) and value.ndim < 3)
+def _as_batch(value: Items) -> Batch:
+    """Return vectors as they are, an array as (n, d), and items as a sequence."""
+    if isinstance(value, Embeddings):
+        return value
+    if isinstance(value, np.ndarray) and value.ndim < 3:
+        return np.atleast_2d(value)
+    return as_sequence(value)
 
 
 def _checked_ids(ids: Sequence[str]) -> list[str]:
@@ -459,20 +477,6 @@ def _checked_metadata(metadata: Sequence[Mapping[str, Any] | None]) -> list[str]
         except InvalidInputError as error:
             raise InvalidInputError(f"metadata {index} of {len(metadata)}: {error}") from error
     return texts
-
-
-def _norms(name: str, vectors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Return the norms of rows, in float64 so that no square overflows or vanishes."""
-    norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
-    if bad := np.flatnonzero(~np.isfinite(norms) | (norms == 0)).tolist():
-        raise InvalidInputError(
-            f"{name} has rows that are zero or not finite, which have no direction: {_some(bad)}. Remove them."
-        )
-    return norms
-
-
-def _unit(vectors: npt.NDArray[Any], norms: npt.NDArray[np.float64]) -> Vectors:
-    return np.divide(vectors, norms[:, None].astype(np.float32), dtype=np.float32, casting="same_kind")
 
 
 def _some(values: Iterable[Any]) -> str:

@@ -99,8 +99,8 @@ def read(path: Path, file: IO[bytes]) -> Content:
     trailer = file.read(TRAILER.size)
     if len(trailer) < TRAILER.size or trailer[-len(MAGIC) :] != MAGIC:
         raise InvalidInputError(
-            f"{str(path)!r} ends in {trailer[-len(MAGIC) :]!r}: it is no index that Index.save wrote, or not all of one. "
-            "Pass the path of one, or copy it again."
+            f"{str(path)!r} ends in {trailer[-len(MAGIC) :]!r}: it is no index that Index.save wrote, or not all of "
+            "one. Pass the path of one, or copy it again."
         )
     manifest_size, manifest_crc32, version, _ = TRAILER.unpack(trailer)
     if version != FORMAT:

@@ -90,9 +90,7 @@ class MilvusStore:
 
     def __len__(self) -> int:
         with _told():
-            rows = self._client.query(
-                self._collection, filter="", output_fields=["count(*)"], timeout=self._timeout_s
-            )
+            rows = self._client.query(self._collection, filter="", output_fields=["count(*)"], timeout=self._timeout_s)
         return int(rows[0]["count(*)"])
 
     def held(self, ids: Sequence[str]) -> set[str]:
@@ -211,7 +209,7 @@ def _row(own: str, vector: Vectors, metadata: str) -> dict[str, Any]:
         raise InvalidInputError(f"the id {own[:40]!r}... has {size} bytes; Milvus takes {MAX_ID_BYTES}. Shorten it.")
     if (size := len(encode_metadata(typed).encode())) > MAX_METADATA_BYTES:
         raise InvalidInputError(
-            f"the metadata of {own!r} have {size} bytes; Milvus takes {MAX_METADATA_BYTES}. Keep what is long elsewhere."
+            f"the metadata of {own!r} has {size} bytes; Milvus takes {MAX_METADATA_BYTES}. Keep what is long elsewhere."
         )
     return {"id": own, "vector": vector, "metadata": typed}
 

@@ -59,17 +59,17 @@ class Rows:
         """Remove rows and close the gaps: the movers, from the end, fill those before them in order."""
         length = len(self.ids) - len(positions)
         for position in positions.tolist():
-            del self.position[self.ids[position]]  # type: ignore[arg-type]
+            del self.position[self.ids[position]]
         for hole, mover in zip(positions.tolist(), movers.tolist(), strict=False):
             self.ids[hole], self.metadata[hole] = self.ids[mover], self.metadata[mover]
-            self.position[self.ids[hole]] = hole  # type: ignore[index]
+            self.position[self.ids[hole]] = hole
         del self.ids[length:], self.metadata[length:], self._is_alive[length:]
         self._columns.clear()
 
     def kill(self, positions: Positions) -> None:
         """Remove rows and leave their positions empty."""
         for position in positions.tolist():
-            del self.position[self.ids[position]]  # type: ignore[arg-type]
+            del self.position[self.ids[position]]
             self.ids[position], self.metadata[position], self._is_alive[position] = None, "", False
         self._columns.clear()
 

@@ -37,6 +37,8 @@ def complete(info: IndexInfo) -> IndexInfo:
         Naming what is wrong.
     """
     options = choose(info.kind, info.options, KINDS)
+    if info.kind == "hnsw" and options["m"] < 2:
+        raise InvalidInputError("m is 1; a graph needs 2 links of a vector or more.")
     if info.kind == "ivfpq":
         options["code_bytes"] = options["code_bytes"] or default_code_bytes(info.dimensions)
         if info.dimensions % options["code_bytes"]:

@@ -15,7 +15,8 @@ from ._exceptions import (
 )
 from ._info import ServerInfo
 from ._items import Item
-from ._result import Embeddings
+from ._result import EmbeddedItem, Embeddings
+from ._retry import Retry
 from ._similarity import similarity
 from ._transport import TLS, Transport
 
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "TLS",
     "ConnectError",
+    "EmbeddedItem",
     "EmbeddingClient",
     "Embeddings",
     "InvalidInputError",
@@ -34,6 +36,7 @@ __all__ = [
     "OverloadedError",
     "ProtocolError",
     "RequestTimeoutError",
+    "Retry",
     "ServerError",
     "ServerInfo",
     "Transport",

@@ -92,7 +92,7 @@ class GrpcTransport:
         if self._is_closed:
             return _closed()
         if status == "DEADLINE_EXCEEDED":
-            return RequestTimeoutError(f"{self._url} gave no answer within {timeout_s} s. Pass a longer timeout_s.")
+            return RequestTimeoutError(f"{self._url} gave no answer within {timeout_s:.2f} s. Pass a longer timeout_s.")
         if status == "UNAVAILABLE" and BROKEN.search(message):
             return ConnectError(f"cannot reach {self._url} ({message}). Is the server up, and is this its gRPC port?")
         if status == "UNIMPLEMENTED":

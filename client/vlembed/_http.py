@@ -118,7 +118,7 @@ class HttpTransport:
 
     def _broken(self, error: OSError | HTTPException | UnicodeError, timeout_s: float) -> VlembedError:
         if isinstance(error, TimeoutError):
-            return RequestTimeoutError(f"{self._url} gave no answer within {timeout_s} s. Pass a longer timeout_s.")
+            return RequestTimeoutError(f"{self._url} gave no answer within {timeout_s:.2f} s. Pass a longer timeout_s.")
         if isinstance(error, OSError | UnicodeError):
             return ConnectError(f"cannot reach {self._url} ({error}). Is the server up, and is this its HTTP port?")
         return ProtocolError(f"{self._url} does not speak HTTP as it should ({error!r}). Is this its HTTP port?")

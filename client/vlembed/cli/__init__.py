@@ -9,6 +9,7 @@ import click
 
 from .. import __version__
 from ._root import HELP_WIDTH, Root
+from .bulk import bulk
 from .embed import embed
 from .index import index
 from .info import info
@@ -40,5 +41,5 @@ def vlembed(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (embed, similarity, index, search, info):
+for command in (embed, similarity, index, search, bulk, info):
     vlembed.add_command(command)

@@ -24,52 +24,67 @@ class Lines(click.types.StringParamType):
     envvar_list_splitter = "\n"
 
 
+def takes_server(command: Command) -> Command:
+    """Add the options of the server; the command gets arguments of `EmbeddingClient` as `server`."""
+
+    @click.option(
+        "--url",
+        "urls",
+        multiple=True,
+        envvar="VLEMBED_URL",
+        show_envvar=True,
+        default=[DEFAULT_URL],
+        show_default=True,
+        metavar="URL",
+        help="The server: grpc://host:port, grpcs://, http:// or https://. Repeatable, for several servers of one "
+        "model; in the variable, with spaces between.",
+    )
+    @click.option(
+        "--timeout", default=60.0, show_default=True, metavar="SECONDS", help="The longest wait for a request."
+    )
+    @click.option(
+        "--header",
+        "headers",
+        type=Lines(),
+        multiple=True,
+        envvar="VLEMBED_HEADERS",
+        show_envvar=True,
+        metavar="'NAME: VALUE'",
+        help="Sent with every request, for example an authorization. Repeatable; in the variable, a line each.",
+    )
+    @click.option("--ca-file", type=PEM, metavar="PEM", help="Authorities to trust instead of the public ones.")
+    @click.option("--cert-file", type=PEM, metavar="PEM", help="Our certificate, for a server that asks for one.")
+    @click.option("--key-file", type=PEM, metavar="PEM", help="The key of --cert-file.")
+    @wraps(command)
+    def wrapped(
+        *args: Any,
+        urls: Sequence[str],
+        timeout: float,
+        headers: Sequence[str],
+        ca_file: Path | None,
+        cert_file: Path | None,
+        key_file: Path | None,
+        **kwargs: Any,
+    ) -> Any:
+        server = {
+            "url": list(urls),
+            "timeout_s": timeout,
+            "headers": dict(_split_header(header) for header in headers),
+            "tls": TLS(ca_file, cert_file, key_file) if ca_file or cert_file or key_file else None,
+        }
+        return command(*args, server=server, **kwargs)
+
+    return wrapped
+
+
 def takes_client(retry: Retry = Retry()) -> Decorator:  # noqa: B008 - it is frozen
     """Add the options of the server; the command gets an `EmbeddingClient` as `client`, closed at its end."""
 
     def decorate(command: Command) -> Command:
-        @click.option(
-            "--url",
-            "urls",
-            multiple=True,
-            envvar="VLEMBED_URL",
-            show_envvar=True,
-            default=[DEFAULT_URL],
-            show_default=True,
-            metavar="URL",
-            help="The server: grpc://host:port, grpcs://, http:// or https://. Repeatable, for several servers of one "
-            "model; in the variable, with spaces between.",
-        )
-        @click.option(
-            "--timeout", default=60.0, show_default=True, metavar="SECONDS", help="The longest wait for a request."
-        )
-        @click.option(
-            "--header",
-            "headers",
-            type=Lines(),
-            multiple=True,
-            envvar="VLEMBED_HEADERS",
-            show_envvar=True,
-            metavar="'NAME: VALUE'",
-            help="Sent with every request, for example an authorization. Repeatable; in the variable, a line each.",
-        )
-        @click.option("--ca-file", type=PEM, metavar="PEM", help="Authorities to trust instead of the public ones.")
-        @click.option("--cert-file", type=PEM, metavar="PEM", help="Our certificate, for a server that asks for one.")
-        @click.option("--key-file", type=PEM, metavar="PEM", help="The key of --cert-file.")
+        @takes_server
         @wraps(command)
-        def wrapped(
-            *args: Any,
-            urls: Sequence[str],
-            timeout: float,
-            headers: Sequence[str],
-            ca_file: Path | None,
-            cert_file: Path | None,
-            key_file: Path | None,
-            **kwargs: Any,
-        ) -> Any:
-            tls = TLS(ca_file, cert_file, key_file) if ca_file or cert_file or key_file else None
-            named = dict(_split_header(header) for header in headers)
-            with EmbeddingClient(urls, timeout_s=timeout, headers=named, tls=tls, retry=retry) as client:
+        def wrapped(*args: Any, server: Mapping[str, Any], **kwargs: Any) -> Any:
+            with EmbeddingClient(**server, retry=retry) as client:
                 return command(*args, client=client, **kwargs)
 
         return wrapped

@@ -41,24 +41,22 @@ class Output:
             click.echo(data)
 
 
-def takes_output(*formats: str) -> Decorator:
+def takes_output(*formats: str, to_file: bool = True) -> Decorator:
     """Add the options of the result; the command gets an `Output` as `output`."""
+    text = (
+        f"Form of the result. Default:{' that of the suffix of --output;' * to_file} on a terminal a table, else JSON."
+    )
+    form_option = click.option("--format", "form", type=click.Choice(formats), help=text)
+    path_option = click.option(
+        "--output", "-o", "path", type=click.Path(path_type=Path), metavar="FILE", help="Default: standard output."
+    )
 
     def decorate(command: Command) -> Command:
-        @click.option(
-            "--format",
-            "form",
-            type=click.Choice(formats),
-            help="Form of the result. Default: that of the suffix of --output; on a terminal a table, else JSON.",
-        )
-        @click.option(
-            "--output", "-o", "path", type=click.Path(path_type=Path), metavar="FILE", help="Default: standard output."
-        )
         @wraps(command)
-        def wrapped(*args: Any, form: str | None, path: Path | None, **kwargs: Any) -> Any:
+        def wrapped(*args: Any, form: str | None, path: Path | None = None, **kwargs: Any) -> Any:
             return command(*args, output=_choose(form, path, formats), **kwargs)
 
-        return wrapped
+        return form_option(path_option(wrapped) if to_file else wrapped)
 
     return decorate
 
@@ -116,7 +114,11 @@ def to_table(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> st
 def to_pairs(values: Mapping[str, object]) -> str:
     """Return a line for each name and its value, whole."""
     size = max(map(len, values))
-    return "\n".join(f"{name:{size}}  {value}" for name, value in values.items())
+    return "\n".join(f"{name:{size}}  {_told(value)}" for name, value in values.items())
+
+
+def _told(value: object) -> str:
+    return ", ".join(f"{own} {name}" for name, own in value.items()) if isinstance(value, Mapping) else str(value)
 
 
 def _cell(value: str | float) -> tuple[str | float, str]:

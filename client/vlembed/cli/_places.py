@@ -34,23 +34,34 @@ class Place:
             raise InputError(f"there is no index {self.name!r}. Make it with `vlembed index create`.")
         return Index.load(self.name)
 
-    def create(self, kind: str | None, **options: Any) -> Index:
+    def create(self, **options: Any) -> Index:
         """Make an empty index where none is; the options are those of `Index.create`."""
         if not self.uri:
             path = Path(self.name)
             if path.exists() or not path.parent.is_dir():
                 reason = "exists" if path.exists() else "is in no folder that exists"
                 raise InputError(f"{self.name!r} {reason}. Name a new file; `vlembed index add` adds to an index.")
-            return Index.create(kind or "flat", **options)
-        index = Index.connect(self.uri, self.collection, kind=kind, token=self.token, **options)
+            return Index.create(**options)
+        index = self.open_or_create(**options)
         if num_rows := len(index):
             index.close()
             raise InputError(f"{self.name!r} has {num_rows} rows. `vlembed index add` adds to it.")
         return index
 
-    def exists(self) -> bool:
-        """Tell whether there is something."""
-        return bool(self.uri) or Path(self.name).exists()
+    def open_or_create(self, **options: Any) -> Index:
+        """Open an index that agrees with the options, or make one."""
+        if self.uri:
+            return Index.connect(self.uri, self.collection, token=self.token, **options)
+        if not Path(self.name).exists():
+            return self.create(**options)
+        index = self.open()
+        has = {**vars(index.info), **index.info.options}
+        for name, value in options.items():
+            if value != has.get(name):
+                raise InputError(
+                    f"{name} is {value!r}, but {self.name!r} has {has.get(name)!r}. Leave it out, or name a new file."
+                )
+        return index
 
     def save(self, index: Index) -> None:
         """Write the file; Milvus has kept every change already."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,12 +14,15 @@ from .._client import DEFAULT_QUERY_INSTRUCTION, EmbeddingClient
 from .._faiss_kinds import KINDS
 from .._index import Index
 from .._items import DATA_URI
+from ..bulk import load_into, verify
 from ._inputs import Command, Entry, takes_items
 from ._options import ITEM_OPTIONS, takes_client, takes_embed_options
 from ._outputs import Output, takes_output, to_json, to_pairs
 from ._places import Place, takes_place
 from ._root import INCOMPLETE
 from ._vectors import embed_entries, takes_keep_going
+
+KIND_OPTIONS = sorted({name for options in KINDS.values() for name in options})
 
 
 @click.group()
@@ -35,42 +40,45 @@ def index() -> None:
     """
 
 
-def takes_kind(command: Command) -> Command:
-    """Add the options of a new index."""
+def takes_design(command: Command) -> Command:
+    """Add the options of a new index; the command gets those that are given as `design`, as for `Index.create`."""
 
-    def _parse(_: click.Context, __: click.Parameter, given: Sequence[str]) -> dict[str, int]:
-        pairs = [option.partition("=") for option in given]
-        for name, _equals, value in pairs:
-            if not value.isdecimal():
-                raise click.UsageError(f"--option is {name!r}. Give NAME=NUMBER, for example ef_search=256.")
-        return {name: int(value) for name, _equals, value in pairs}
-
-    kind = click.option(
-        "--kind", type=click.Choice(list(KINDS)), help="Default: flat, which compares all; in Milvus hnsw."
-    )
-    option = click.option(
+    @click.option("--kind", type=click.Choice(list(KINDS)), help="Default: flat, which compares all; in Milvus hnsw.")
+    @click.option(
         "--option",
         "kind_options",
         multiple=True,
-        callback=_parse,
         metavar="NAME=NUMBER",
         help="Of the kind, as for Index.create, for example ef_search=256. Repeatable.",
     )
-    return kind(option(command))
+    @click.option(
+        "--query-instruction",
+        metavar="TEXT",
+        help=f"What is to be found, for the queries to come. Default: {DEFAULT_QUERY_INSTRUCTION}",
+    )
+    @wraps(command)
+    def wrapped(
+        *args: Any, kind: str | None, kind_options: Sequence[str], query_instruction: str | None, **kwargs: Any
+    ) -> Any:
+        given = {"kind": kind, "instruction": query_instruction, **dict(map(_split_option, kind_options))}
+        design = {name: value for name, value in given.items() if value is not None}
+        return command(*args, design=design, **kwargs)
+
+    return wrapped
+
+
+def _split_option(option: str) -> tuple[str, int]:
+    name, _, value = option.partition("=")
+    if name not in KIND_OPTIONS or not value.isdecimal():
+        raise click.UsageError(f"--option is {option!r}. Give NAME=NUMBER, NAME one of {', '.join(KIND_OPTIONS)}.")
+    return name, int(value)
 
 
 @index.command()
 @takes_place
 @takes_items
-@takes_kind
+@takes_design
 @click.option("--dimensions", type=int, metavar="D", help="A smaller (Matryoshka) size of the vectors.")
-@click.option(
-    "--query-instruction",
-    default=DEFAULT_QUERY_INSTRUCTION,
-    show_default=True,
-    metavar="TEXT",
-    help="What is to be found, for the queries to come.",
-)
 @takes_embed_options(*ITEM_OPTIONS)
 @takes_keep_going
 @takes_client()
@@ -78,10 +86,8 @@ def create(
     client: EmbeddingClient,
     place: Place,
     entries: Sequence[Entry],
-    kind: str | None,
-    kind_options: Mapping[str, int],
+    design: Mapping[str, Any],
     dimensions: int | None,
-    query_instruction: str,
     options: Mapping[str, Any],
     keep_going: bool,
 ) -> int:
@@ -91,10 +97,8 @@ def create(
       vlembed index create photos.index 'photos/**/*.jpg' --kind hnsw
       vlembed index create notes.index --input-format jsonl < notes.jsonl
     """
-    with place.create(
-        kind, client=client, dimensions=dimensions, instruction=query_instruction, **kind_options
-    ) as made:
-        return _fill(made, place, client, entries, options, keep_going=keep_going, replace=True)
+    with place.create(client=client, dimensions=dimensions, **design) as made:
+        return _fill(made, place, client, entries, options, keep_going=keep_going)
 
 
 @index.command()
@@ -125,21 +129,40 @@ def _fill(
     options: Mapping[str, Any],
     *,
     keep_going: bool,
-    replace: bool,
+    replace: bool = False,
 ) -> int:
     options = {**options, "dimensions": index.info.dimensions}
     kept, embeddings = embed_entries(client, entries, options, keep_going=keep_going)
     write = index.upsert if replace else index.add
     write(embeddings, ids=[entry.id for entry in kept], metadata=[_metadata(entry) for entry in kept])
-    place.save(index)
-    click.echo(f"note: {len(kept)} items added, {len(index)} are in {place.name}", err=True)
+    _save(index, place, len(kept))
     return INCOMPLETE if len(kept) < len(entries) else 0
+
+
+def _save(index: Index, place: Place, num_rows: int) -> None:
+    place.save(index)
+    click.echo(f"note: {num_rows} rows added or replaced, {place.name} has {len(index)}", err=True)
 
 
 def _metadata(entry: Entry) -> dict[str, Any]:
     """Return what is known of an item; pictures stay in their files, and those of data: URIs are not kept."""
     own = {"text": entry.item.text, "image": "" if DATA_URI.fullmatch(entry.image) else entry.image}
     return {name: value for name, value in own.items() if value} | dict(entry.metadata)
+
+
+@index.command()
+@takes_place
+@click.argument("output", metavar="OUTPUT", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@takes_design
+def load_from_bulk(place: Place, output: Path, design: Mapping[str, Any]) -> None:
+    """Fill an index with the vectors of `vlembed bulk`; no server is needed.
+
+    The index is made if it is not there. Rows whose ids are there are replaced.
+    """
+    report = verify(output)
+    with place.open_or_create(dimensions=report.dimensions, fingerprint=report.fingerprint, **design) as filled:
+        num_rows = load_into(filled, output)
+        _save(filled, place, num_rows)
 
 
 @index.command()

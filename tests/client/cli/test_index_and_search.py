@@ -31,7 +31,7 @@ def notes(run: Run) -> Run:
     lines = "\n".join(map(json.dumps, NOTES))
     result = run("index", "create", "notes.index", "--input-format", "jsonl", stdin=lines)
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr == "note: 3 items added, 3 are in notes.index\n"
+    assert result.stderr == "note: 3 rows added or replaced, notes.index has 3\n"
     return run
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -93,6 +94,44 @@ def test_an_index_has_its_own_dimensions(shell: Shell) -> None:
     assert shell("index", "add", "small.index", "b").returncode == 0
     assert json.loads(succeeded(shell("index", "info", "small.index")))["dimensions"] == 64
     assert succeeded(shell("search", "small.index", "a"))
+
+
+@pytest.mark.parametrize("place", ["bulk.index", "milvus+file:bulk.db/bulk"])
+def test_files_to_vectors_to_an_index(shell: Shell, tmp_path: Path, place: str) -> None:
+    pytest.importorskip("milvus_lite" if "milvus" in place else "faiss")
+    pytest.importorskip("pyarrow")
+    rows = [{"key": "cat", "words": "a cat", "language": "en"}, {"words": "", "key": "nothing"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    shutil.copytree(ROOT / "demo/images", tmp_path / "images")
+    (tmp_path / "images/dog.png").write_bytes(b"no picture")
+    args = [
+        "bulk",
+        "rows.jsonl",
+        "images",
+        "vectors",
+        "--column",
+        "id=key",
+        "--column",
+        "text=words",
+        "--dimensions",
+        "64",
+    ]
+    ran = shell(*args)
+    assert (ran.returncode, ran.stderr) == (3, "note: 2 rows failed, vectors/errors has the reasons\n")
+    assert json.loads(ran.stdout)["errors"] == {"ITEM_EMPTY": 1, "IMAGE_UNDECODABLE": 1}
+    shutil.copy(ROOT / "demo/images/dog.png", tmp_path / "images/dog.png")
+    ran = shell(*args, "--retry-errors", "--verify", "--format", "table")
+    assert ran.returncode == 3
+    assert "errors         1 ITEM_EMPTY" in ran.stdout.splitlines()
+    loading = shell("index", "load-from-bulk", place, "vectors", "--kind", "flat")
+    assert (loading.returncode, loading.stderr) == (0, f"note: 19 rows added or replaced, {place} has 19\n")
+    told = json.loads(succeeded(shell("search", place, "ein Hund", "-k", "1", "--report", "found.html")))
+    assert told["results"][0]["matches"][0]["id"] == "images/dog.png"
+    assert "data:image/webp" in (tmp_path / "found.html").read_text(encoding="utf-8")
+    told = json.loads(succeeded(shell("search", place, "x", "--where", "language=en")))
+    assert [match["id"] for match in told["results"][0]["matches"]] == ["cat"]
+    assert shell("index", "load-from-bulk", place, "vectors", "--kind", "hnsw").returncode == 2
+    assert shell("index", "load-from-bulk", place, "vectors", "--url", "x").returncode == 2
 
 
 @pytest.mark.parametrize(

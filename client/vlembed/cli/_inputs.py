@@ -82,8 +82,6 @@ def takes_items(command: Command) -> Command:
             *(Entry(f"--text {text[:60]!r}", Item(text=text)) for text in texts),
             *(entry for pattern in images for entry in find_images(pattern)),
         ]
-        if not entries:
-            raise InputError("standard input has no items. Pipe in one text a line.")
         return command(*args, entries=entries, **kwargs)
 
     return wrapped
@@ -108,10 +106,13 @@ def read_argument(argument: str, input_format: str) -> list[Entry]:
     Raises
     ------
     InputError
-        It names a file that is not there, or is one that is neither called an image nor a text.
+        It names a file that is not there or one that is not called an image, or standard input is empty.
     """
     if argument == STDIN:
-        return list(read_stdin(input_format))
+        entries = list(read_stdin(input_format))
+        if not entries:
+            raise InputError("standard input has no items, or none any more. Pipe in one a line, and give - once.")
+        return entries
     if IMAGE_PATH.fullmatch(f"x{Path(argument).suffix}"):
         return find_images(argument, "or, if it is a text, with --text")
     names_file = "*" in argument or ("/" in argument and Path(argument).exists())

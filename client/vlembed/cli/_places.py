@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from .._client import EmbeddingClient
 from .._index import Index
 from ._inputs import Command
 from ._root import InputError
@@ -26,13 +27,21 @@ class Place:
     collection: str = ""
     token: str = ""
 
-    def open(self) -> Index:
-        """Open an index that is there; it has no client, and takes `Embeddings`."""
+    def open(self, client: EmbeddingClient | None = None) -> Index:
+        """Open an index that is there and, if a client is given, of the model of its server."""
         if self.uri:
-            return Index.connect(self.uri, self.collection, token=self.token)
-        if not Path(self.name).is_file():
+            index = Index.connect(self.uri, self.collection, token=self.token)
+        elif Path(self.name).is_file():
+            index = Index.load(self.name)
+        else:
             raise InputError(f"there is no index {self.name!r}. Make it with `vlembed index create`.")
-        return Index.load(self.name)
+        if client and (served := client.info().fingerprint) != index.info.fingerprint:
+            index.close()
+            raise InputError(
+                f"{self.name!r} is of the model with fingerprint {index.info.fingerprint!r}, but the server's has "
+                f"{served!r}. Use a server of that model, or make a new index."
+            )
+        return index
 
     def create(self, **options: Any) -> Index:
         """Make an empty index where none is; the options are those of `Index.create`."""

@@ -117,7 +117,7 @@ def add(
     keep_going: bool,
 ) -> int:
     """Add items to an index, which are given as for `vlembed embed`."""
-    with place.open() as opened:
+    with place.open(client) as opened:
         return _fill(opened, place, client, entries, options, keep_going=keep_going, replace=replace)
 
 

@@ -75,7 +75,7 @@ def search(
     where = parse_conditions(conditions)
     if report and not report.parent.is_dir():
         raise click.UsageError(f"--report is {str(report)!r}, in no folder that exists.")
-    with place.open() as index:
+    with place.open(client) as index:
         info = index.info
         options = {**options, "instruction": info.instruction, "dimensions": info.dimensions}
         _, queries = embed_entries(client, entries, options)

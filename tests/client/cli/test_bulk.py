@@ -12,7 +12,7 @@ from tests.client.cli.conftest import Run
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        (["rows.jsonl"], "OUTPUT"),
+        (["rows.jsonl"], "INPUT"),
         (["none.jsonl", "out"], "none.jsonl"),
         (["rows.jsonl", "rows.jsonl"], "rows.jsonl"),
         (["rows.jsonl", "out", "--column", "title=name"], "--column is 'title=name'"),

@@ -165,6 +165,8 @@ def test_a_text_like_a_reference_can_be_insisted_on(run: Run) -> None:
         ["similarity", "a", "--with", "b", "--with", "c", "--pairwise"],
         ["similarity", "a", "x.npy"],
         ["similarity", "x.npy"],
+        ["similarity", "a", "-"],
+        ["similarity", "-", "--with", "-"],
         ["similarity", "a", "--metric", "hamming"],
     ],
 )

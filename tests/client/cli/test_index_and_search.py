@@ -10,6 +10,7 @@ import click
 import pytest
 
 from tests.client.cli.conftest import Run
+from tests.client.conftest import INFO
 from tests.samples import encode, image
 from vlembed.cli._conditions import parse_conditions
 from vlembed.cli._places import MILVUS
@@ -103,6 +104,14 @@ def test_a_query_has_the_instruction_of_the_index(run: Run, memory: Any) -> None
     ((_, inputs),) = memory.requests
     assert inputs["instruction"].tolist() == [b"Find fruit."]
     assert inputs["dimensions"].tolist() == [4]
+
+
+def test_an_index_of_another_model_is_refused(notes: Run, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(INFO, "fingerprint", "another")
+    memory.requests.clear()
+    for args in (["search", "notes.index", "a"], ["index", "add", "notes.index", "a"]):
+        assert "'another'" in refused(notes(*args))
+    assert not memory.requests
 
 
 def test_add_refuses_or_replaces(notes: Run) -> None:

@@ -131,7 +131,6 @@ def test_files_to_vectors_to_an_index(shell: Shell, tmp_path: Path, place: str) 
     told = json.loads(succeeded(shell("search", place, "x", "--where", "language=en")))
     assert [match["id"] for match in told["results"][0]["matches"]] == ["cat"]
     assert shell("index", "load-from-bulk", place, "vectors", "--kind", "hnsw").returncode == 2
-    assert shell("index", "load-from-bulk", place, "vectors", "--url", "x").returncode == 2
 
 
 @pytest.mark.parametrize(

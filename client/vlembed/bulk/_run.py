@@ -18,7 +18,7 @@ from ._ray import run_on_ray
 from ._report import Report, report_of
 from ._rows import Columns
 from ._shards import TEMPORARY, place, temporary_file
-from ._worker import READY_TIMEOUT_S, Task, Worker
+from ._worker import Task, Worker
 
 Dtype: TypeAlias = Literal["float32", "float16"]
 Engine: TypeAlias = Literal["local", "ray"]
@@ -28,7 +28,7 @@ def embed_files(
     input: str | Path | Sequence[str | Path],  # noqa: A002
     output: str | Path,
     *,
-    url: str,
+    url: str | Sequence[str],
     client_options: Mapping[str, Any] | None = None,
     columns: Columns | None = None,
     shard_size: int = 10_000,
@@ -169,7 +169,6 @@ def _ask_model(
 ) -> tuple[Settings, str]:
     """Return the settings of a run, and the name of the checkpoint."""
     with client:
-        client.wait_until_ready(READY_TIMEOUT_S)
         info = client.info()
         dimensions = client.embed([], **options).array.shape[1]  # refuses wrong options
     options["dimensions"] = dimensions

@@ -24,7 +24,7 @@ from .._extras import require
 from ._rows import Failure, Row
 
 if TYPE_CHECKING:
-    from ._stand_in import EmbeddedItem
+    from .._result import EmbeddedItem
 
 TEMPORARY = ".tmp"  # suffix of what a killed run leaves behind
 METADATA_KEY = "vlembed"  # of the schema: the model and the options, in JSON

@@ -6,7 +6,7 @@ Two runs of it do no harm: it overwrites nothing, and only the record that it re
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ from typing import Any
 from .._client import EmbeddingClient
 from .._exceptions import ItemError
 from .._items import Item
+from .._retry import Retry
 from ._manifest import INPUT, Settings, ShardRecord, changed_model
 from ._plan import Shard, read_rows
 from ._rows import Columns, Failure, Row
 from ._shards import EmbeddedRows, read_positions, write_failures, write_rows
-from ._stand_in import embed_many
 
-READY_TIMEOUT_S = 300.0  # a server that restarts with a model of 8 billion parameters takes some minutes
+READY_TIMEOUT_S = 300.0  # a server that starts with a model of billions of parameters takes some minutes
+RETRY = Retry(max_attempts=50, budget=1, reserve=1000)  # and a restart takes as long: 50 pauses of 5 s on average
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Worker:
         Of the run.
     """
 
-    url: str
+    url: str | Sequence[str]
     client_options: Mapping[str, Any]
     root: Path
     output: Path
@@ -93,7 +94,7 @@ class Worker:
 
     def connect(self) -> EmbeddingClient:
         """Return a client of a server that is ready and has the model of the run."""
-        client = EmbeddingClient(self.url, **self.client_options)
+        client = EmbeddingClient(self.url, **{"retry": RETRY, **self.client_options})
         try:
             client.wait_until_ready(READY_TIMEOUT_S)
             if (fingerprint := client.info().fingerprint) != self.settings.fingerprint:
@@ -120,8 +121,7 @@ class Worker:
                     yield row.item
 
         with self.connect() as client:
-            for outcome in embed_many(
-                client,
+            for outcome in client.embed_many(
                 items(),
                 on_error="return",
                 instruction=settings.instruction,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import click
 
 from .. import __version__
-from ._root import HELP_WIDTH, Root
+from ._root import HELP_WIDTH, SUBCOMMAND, Root
 from .bulk import bulk
 from .embed import embed
 from .index import index
@@ -20,7 +20,7 @@ from .similarity import similarity
 @click.group(
     cls=Root,
     invoke_without_command=True,
-    subcommand_metavar="COMMAND [ARGS]...",
+    subcommand_metavar=SUBCOMMAND,
     context_settings={"help_option_names": ["-h", "--help"], "terminal_width": HELP_WIDTH},
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")

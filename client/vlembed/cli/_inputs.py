@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 import click
 
-from .._items import DATA_URI, IMAGE_PATH, Item
+from .._items import DATA_URI, IMAGE_PATH, URL, Item
 from ._root import InputError
 
 STDIN = "-"
@@ -43,8 +43,9 @@ class Entry:
         if self.given_id:
             return self.given_id
         name = self.image or " ".join((self.item.text or "").split())
-        digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
-        return name if len(name) <= MAX_ID_LETTERS else f"{name[:MAX_ID_LETTERS]}…{digest[:16]}"
+        if len(name) <= MAX_ID_LETTERS:
+            return name
+        return f"{name[:MAX_ID_LETTERS]}…{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
     @property
     def label(self) -> str:
@@ -113,6 +114,8 @@ def read_argument(argument: str, input_format: str) -> list[Entry]:
         if not entries:
             raise InputError("standard input has no items, or none any more. Pipe in one a line, and give - once.")
         return entries
+    if URL.fullmatch(argument) or DATA_URI.fullmatch(argument):
+        return [Entry(f"argument {argument[:60]!r}", Item(text=argument))]  # the client says what may be meant
     if IMAGE_PATH.fullmatch(f"x{Path(argument).suffix}"):
         return find_images(argument, "or, if it is a text, with --text")
     names_file = "*" in argument or ("/" in argument and Path(argument).exists())
@@ -130,7 +133,7 @@ def find_images(pattern: str, otherwise: str = "") -> list[Entry]:
     Raises
     ------
     InputError
-        There is none.
+        There is none, or one has a name that is not UTF-8.
     """
     matches = glob(pattern, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
     paths = [pattern] if Path(pattern).is_file() else sorted(path for path in matches if Path(path).is_file())
@@ -139,6 +142,9 @@ def find_images(pattern: str, otherwise: str = "") -> list[Entry]:
             f"{pattern!r} matches no file in {str(Path.cwd())!r}. Give the path of an image file, or a glob in quotes"
             f"{', ' + otherwise if otherwise else ''}."
         )
+    for path in paths:
+        if path != path.encode(errors="replace").decode():
+            raise InputError(f"the name of {path!r} is not UTF-8, and cannot be told in a result. Rename the file.")
     return [Entry(repr(path), Item(image=Path(path)), image=path) for path in paths]
 
 
@@ -153,7 +159,7 @@ def read_stdin(input_format: str) -> Iterator[Entry]:
     for number, line in enumerate(sys.stdin.buffer, 1):
         source = f"line {number} of standard input"
         try:
-            text = line.decode().rstrip("\r\n")
+            text = line.decode("utf-8-sig").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise InputError(f"{source} is not UTF-8 ({error}). Convert it, for example with iconv.") from error
         if not text.strip():
@@ -164,16 +170,16 @@ def read_stdin(input_format: str) -> Iterator[Entry]:
 def _read_object(source: str, line: str) -> Entry:
     try:
         fields = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{source} is no JSON ({error}): {line[:60]!r}. Give an object a line.") from error
     if not isinstance(fields, dict) or not fields.keys() & {"text", "image"}:
         raise InputError(f"{source} is no object with a text or an image: {line[:60]!r}.")
-    image, given_id = fields.pop("image", None), fields.pop("id", "")
-    if not isinstance(given_id, str | int) or not isinstance(image, str | None):
+    text, image, instruction, given_id = (fields.pop(name, None) for name in ("text", "image", "instruction", "id"))
+    if not isinstance(image, str | None) or not isinstance(given_id, str | int | None) or isinstance(given_id, bool):
         raise InputError(f"{source}: id is {given_id!r} and image is {image!r:.60}. Give strings, or leave them out.")
-    picture = image and (image.encode() if DATA_URI.fullmatch(image) else Path(image))
-    item = Item(text=fields.pop("text", None), image=picture or None, instruction=fields.pop("instruction", None))
-    return Entry(source, item, image=image or "", given_id=str(given_id), metadata=fields)
+    picture = (image.encode() if DATA_URI.fullmatch(image) else Path(image)) if image else None
+    given_id = "" if given_id is None else str(given_id)
+    return Entry(source, Item(text, picture, instruction), image=image or "", given_id=given_id, metadata=fields)
 
 
 def refuse_metadata(entries: Sequence[Entry]) -> None:

@@ -16,6 +16,7 @@ CURES = {  # of Python, and how this command spells them
     "pass a client, or dimensions and a fingerprint": "use `vlembed index create`",
     "upsert replaces": "--replace replaces them",
 }
+SUBCOMMAND = "COMMAND [ARGS]..."  # in help; click's own differs between versions
 HELP_WIDTH = 100  # columns, of whatever terminal: client/CLI.md holds the pages as they are
 FAILED, REFUSED, INCOMPLETE, INTERRUPTED, READER_LEFT = 1, 2, 3, 130, 141  # the last two as a shell tells of a signal
 

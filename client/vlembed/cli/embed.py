@@ -12,6 +12,7 @@ import numpy as np
 from .._client import EmbeddingClient
 from .._extras import require
 from .._result import Embeddings
+from ..bulk._shards import METADATA_KEY
 from ._inputs import Entry, refuse_metadata, takes_items
 from ._options import ITEM_OPTIONS, takes_client, takes_embed_options
 from ._outputs import Output, takes_output, to_floats, to_json, to_npy, to_table
@@ -96,7 +97,7 @@ def _parquet(entries: Sequence[Entry], embeddings: Embeddings) -> bytes:
         "image_tokens": pyarrow.array(embeddings.image_tokens),
         "embedding": pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(embeddings.array.ravel()), size),
     }
-    table = pyarrow.table(columns, metadata={"vlembed.fingerprint": embeddings.fingerprint})
+    table = pyarrow.table(columns, metadata={METADATA_KEY: to_json({"fingerprint": embeddings.fingerprint})})
     buffer = io.BytesIO()
     parquet.write_table(table, buffer)
     return buffer.getvalue()

@@ -19,14 +19,15 @@ from ._inputs import Command, Entry, takes_items
 from ._options import ITEM_OPTIONS, takes_client, takes_embed_options
 from ._outputs import Output, takes_output, to_json, to_pairs
 from ._places import Place, takes_place
-from ._root import INCOMPLETE
+from ._root import INCOMPLETE, SUBCOMMAND
 from ._vectors import embed_entries, takes_keep_going
 
 KIND_OPTIONS = sorted({name for options in KINDS.values() for name in options})
 
 
-@click.group()
-def index() -> None:
+@click.group(invoke_without_command=True, subcommand_metavar=SUBCOMMAND)
+@click.pass_context
+def index(context: click.Context) -> None:
     """Make an index of texts and images, add to it, and tell of it.
 
     \b
@@ -38,6 +39,8 @@ def index() -> None:
     Each item is a row with an id: its own in JSON lines, else the path of its image, else its text. Its metadata is its
     text, the path of its image, and all other fields of its JSON line; `vlembed search --where` filters by them.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def takes_design(command: Command) -> Command:
@@ -169,7 +172,7 @@ def load_from_bulk(place: Place, output: Path, design: Mapping[str, Any]) -> Non
 @takes_place
 @takes_output("table", "json")
 def info(place: Place, output: Output) -> None:
-    """Show what an index holds: its kind, rows, dimensions, and the model whose vectors it is for."""
+    """Show what an index holds, and the model that it is for."""
     with place.open() as opened:
         told = {"rows": len(opened), **asdict(opened.info)}
     if output.format == "json":

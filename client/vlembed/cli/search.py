@@ -26,7 +26,9 @@ Result = tuple[Entry, Sequence[Match]]
 @click.command()
 @takes_place
 @takes_items
-@click.option("-k", default=10, show_default=True, type=click.IntRange(1), help="How many matches for each query.")
+@click.option(
+    "-k", default=10, show_default=True, type=click.IntRange(1), metavar="K", help="How many matches for each query."
+)
 @click.option(
     "--where",
     "conditions",

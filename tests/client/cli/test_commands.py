@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -75,9 +76,14 @@ def test_every_suffix_of_the_client_is_an_image(run: Run, suffix: str) -> None:
     assert "image" in items(run("embed", f"a photo.{suffix.upper()}"))[0]
 
 
+def test_a_name_that_is_not_utf8(run: Run) -> None:
+    Path(os.fsdecode(b"\xff.png")).write_bytes(PNG)
+    assert r"'\udcff.png' is not UTF-8" in refused(run("embed", "*.png"))
+
+
 @pytest.mark.parametrize("args", [[], ["-"]])
 def test_lines_of_standard_input(run: Run, args: list[str]) -> None:
-    told = items(run("embed", *args, stdin="a cat\r\nein Hund\n猫"))
+    told = items(run("embed", *args, stdin="\ufeffa cat\r\nein Hund\n猫"))
     assert [item["text"] for item in told] == ["a cat", "ein Hund", "猫"]
 
 
@@ -111,6 +117,8 @@ def test_objects_of_standard_input(run: Run, memory: Any) -> None:
         (b"[]", "line 2 of standard input is no object"),
         (b'{"txt": "a"}', "line 2 of standard input is no object with a text or an image"),
         (b'{"text": "a", "id": 1.5}', "line 2 of standard input: id is 1.5"),
+        (b'{"text": "a", "id": true}', "line 2 of standard input: id is True"),
+        (b'{"image": 3}', "line 2 of standard input: id is None and image is 3"),
         (b'{"text": "a", "lang": "de"}', "line 2 of standard input has 'lang'"),
         (b'{"text": 3}', "line 2 of standard input: text is of type int"),
         (b'{"image": "no.png"}', "line 2 of standard input: image 'no.png' cannot be read"),
@@ -142,8 +150,9 @@ def test_keeping_going_leaves_bad_items_out(run: Run) -> None:
 
 
 def test_a_text_like_a_reference_can_be_insisted_on(run: Run) -> None:
-    assert "--allow-reference-text" in refused(run("embed", "https://example.com"))
-    assert items(run("embed", "https://example.com", "--allow-reference-text"))
+    for text in ("https://example.com", "https://example.com/a.png", "data:image/png;base64,AAAA"):
+        assert "pass --allow-reference-text" in refused(run("embed", text))
+        assert items(run("embed", text, "--allow-reference-text"))[0]["text"] == text
 
 
 @pytest.mark.parametrize(
@@ -176,6 +185,7 @@ def test_wrong_usage(run: Run, args: list[str]) -> None:
 
 def test_bare_commands_show_help(run: Run) -> None:
     assert run().stdout == run("--help").stdout == run("-h").stdout
+    assert run("index").stdout == run("index", "--help").stdout
     assert run("--version").stdout.startswith("vlembed 0.")
 
 
@@ -265,6 +275,23 @@ def test_a_missing_click_is_told_with_its_cure(tmp_path: Path) -> None:
     ran = subprocess.run(**command("-m", "vlembed", "info", PYTHONPATH=path), capture_output=True)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr == "error: click is not installed. Install it with: pip install 'vlembed[cli]'\n"
+
+
+def on_a_terminal(*args: str) -> tuple[int, str]:
+    """Run a command whose standard output is a terminal, and return its exit status and what is shown."""
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb", closefd=True) as shown:
+        status = subprocess.run(**command("-m", "vlembed", *args), stdout=theirs, stderr=subprocess.STDOUT).returncode
+        os.close(theirs)
+        return status, os.read(shown.fileno(), 65_536).decode().replace("\r\n", "\n")
+
+
+def test_a_terminal_gets_a_table_and_no_bytes(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.eye(2))
+    assert on_a_terminal("similarity", f"{tmp_path}/x.npy", "--metric", "dot")[1].startswith("dot ")
+    status, told = on_a_terminal("similarity", f"{tmp_path}/x.npy", "--format", "npy")
+    assert status == 2
+    assert told.startswith("error: npy is not for a terminal. Add --output FILE")
 
 
 def test_control_c() -> None:

@@ -43,7 +43,7 @@ def test_embed_to_every_form(shell: Shell, demo_server: TritonServer, tmp_path: 
     np.testing.assert_allclose(np.load(tmp_path / "x.npy"), theirs.array, atol=ATOL)
     table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "x.parquet")
     np.testing.assert_allclose(table.column("embedding").to_pylist(), theirs.array, atol=ATOL)
-    assert table.schema.metadata[b"vlembed.fingerprint"].decode() == theirs.fingerprint
+    assert json.loads(table.schema.metadata[b"vlembed"])["fingerprint"] == theirs.fingerprint
     assert "demo/images/dog.png" in succeeded(shell(*args, "--format", "table", stdin="تفاحة حمراء\n"))
 
 

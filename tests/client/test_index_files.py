@@ -107,7 +107,7 @@ def test_every_truncation_is_refused(saved: Path) -> None:
     whole = saved.read_bytes()
     for length in [*range(0, len(whole), 7), *range(len(whole) - 40, len(whole))]:
         saved.write_bytes(whole[:length])
-        with pytest.raises(InvalidInputError, match="is no index that Index.save wrote|is damaged|has format"):
+        with pytest.raises(InvalidInputError, match=r"is no index that|is damaged|has format"):
             Index.load(saved)
 
 
@@ -136,7 +136,7 @@ def test_foreign_and_newer_files_are_refused(tmp_path: Path, saved: Path) -> Non
     data = b'{"something": "else"}'
     trailer = _index_file.TRAILER.pack(len(data), zlib.crc32(data), _index_file.FORMAT + 1, _index_file.MAGIC)
     saved.write_bytes(data + trailer)
-    with pytest.raises(InvalidInputError, match="has format 2; this version of vlembed reads 1. Upgrade vlembed"):
+    with pytest.raises(InvalidInputError, match=r"has format 2; this version of vlembed reads 1\. Upgrade"):
         Index.load(saved)
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(InvalidInputError, match="cannot be read"):

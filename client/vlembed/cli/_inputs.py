@@ -116,7 +116,7 @@ def read_argument(argument: str, input_format: str) -> list[Entry]:
         return entries
     if URL.fullmatch(argument) or DATA_URI.fullmatch(argument):
         return [Entry(f"argument {argument[:60]!r}", Item(text=argument))]  # the client says what may be meant
-    if IMAGE_PATH.fullmatch(f"x{Path(argument).suffix}"):
+    if is_named_as_image(argument):
         return find_images(argument, "or, if it is a text, with --text")
     names_file = "*" in argument or ("/" in argument and Path(argument).exists())
     if names_file and not re.search(r"\s", argument):
@@ -125,6 +125,11 @@ def read_argument(argument: str, input_format: str) -> list[Entry]:
             "an image file (.png, .jpg, ...) are images, and all others texts."
         )
     return [Entry(f"argument {argument[:60]!r}", Item(text=argument))]
+
+
+def is_named_as_image(name: str) -> bool:
+    """Tell whether a name ends as an image file does; spaces in it do not matter."""
+    return bool(IMAGE_PATH.fullmatch(f"x{Path(name).suffix}"))
 
 
 def find_images(pattern: str, otherwise: str = "") -> list[Entry]:

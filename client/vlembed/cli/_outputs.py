@@ -82,9 +82,11 @@ def to_json(value: Any) -> str:
 
 
 def to_floats(values: npt.NDArray[np.floating[Any]]) -> list[Any]:
-    """Return (d,) or (n, d) float32 as lists of the shortest numbers that are those again as float32."""
+    """Return (d,) or (n, d) as lists; of float32 with the digits that make the same float32 again."""
     if values.ndim > 1:
         return [to_floats(row) for row in values]
+    if values.dtype != np.float32:
+        return list(values.tolist())
     return [float(f"{value:.{FLOAT32_DIGITS}g}") for value in values.tolist()]
 
 

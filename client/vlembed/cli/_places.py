@@ -26,6 +26,7 @@ class Place:
     uri: str = ""
     collection: str = ""
     token: str = ""
+    stamp: tuple[int, int] | None = None  # of the file before the command began
 
     def open(self, client: EmbeddingClient | None = None) -> Index:
         """Open an index that is there and, if a client is given, of the model of its server."""
@@ -73,9 +74,26 @@ class Place:
         return index
 
     def save(self, index: Index) -> None:
-        """Write the file; Milvus has kept every change already."""
+        """Write the file, which nobody else may have changed meanwhile; Milvus has kept every change already.
+
+        Raises
+        ------
+        OSError
+            Somebody has, or it cannot be written.
+        """
         if not self.uri:
+            if stamp_of(self.name) != self.stamp:
+                raise OSError(f"{self.name!r} was changed by another program meanwhile. Run this command again.")
             index.save(self.name)
+
+
+def stamp_of(path: str) -> tuple[int, int] | None:
+    """Return what changes with a file, None if there is none."""
+    try:
+        status = Path(path).stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def takes_place(command: Command) -> Command:
@@ -97,7 +115,10 @@ def takes_place(command: Command) -> Command:
             raise click.UsageError(
                 f"INDEX is {index!r}. Give milvus+http://host:19530/COLLECTION or milvus+file:PATH.db/COLLECTION."
             )
-        place = Place(index, **parts.groupdict(), token=milvus_token) if parts else Place(index)
+        if parts:
+            place = Place(index, parts["uri"], parts["collection"], milvus_token)
+        else:
+            place = Place(index, stamp=stamp_of(index))
         return command(*args, place=place, **kwargs)
 
     return wrapped

@@ -10,10 +10,9 @@ from typing import Any
 import click
 
 from .._client import EmbeddingClient
-from .._items import IMAGE_PATH
 from .._store import Match
 from ._conditions import parse_conditions
-from ._inputs import Entry, refuse_metadata, takes_items
+from ._inputs import Entry, is_named_as_image, refuse_metadata, takes_items
 from ._options import ITEM_OPTIONS, takes_client, takes_embed_options
 from ._outputs import Output, takes_output, to_json, to_table
 from ._places import Place, takes_place
@@ -136,7 +135,7 @@ def _page(place: str, facts: Mapping[str, str], results: Sequence[Result], pictu
 
     def card(match: Match) -> Card:
         facts = {name: str(value) for name, value in match.metadata.items()}
-        image = facts.pop("image", match.id if IMAGE_PATH.fullmatch(f"x{Path(match.id).suffix}") else "")
+        image = facts.pop("image", match.id if is_named_as_image(match.id) else "")
         return Card(match.id, facts.pop("text", ""), *picture(image), facts)
 
     def query(entry: Entry) -> Card:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 import click
@@ -13,7 +14,7 @@ from .._client import EmbeddingClient
 from .._result import Embeddings
 from .._similarity import Metric
 from .._similarity import similarity as compare
-from ._inputs import read_argument, refuse_metadata, takes_input_format
+from ._inputs import is_named_as_image, read_argument, refuse_metadata, takes_input_format
 from ._options import ITEM_OPTIONS, takes_client, takes_embed_options
 from ._outputs import Output, shorten, takes_output, to_floats, to_json, to_npy, to_table
 from ._root import InputError
@@ -70,7 +71,8 @@ def similarity(
     else:
         if len(columns) > len(rows):  # longer is easier to read than wider
             rows, columns, scores = columns, rows, scores.T
-        header = [metric, *(shorten(name, MAX_HEADER) for name in columns)]
+        short = (Path(name).name if is_named_as_image(name) else name for name in columns)
+        header = [metric, *(shorten(name, MAX_HEADER) for name in short)]
         output.write(to_table(header, [[name, *row] for name, row in zip(rows, scores.tolist(), strict=True)]))
 
 
@@ -84,6 +86,9 @@ def _side(
     if True in are_files:
         parts = [_load(item) for item in items]
         names = [f"{item}[{row}]" for item, part in zip(items, parts, strict=True) for row in range(len(part))]
+        if len({part.shape[1] for part in parts}) > 1:
+            shapes = ", ".join(str(part.shape) for part in parts)
+            raise InputError(f"the arrays of one side are {shapes}; all need the same dimensions.")
         return names, np.concatenate(parts)
     entries = [entry for item in items for entry in read_argument(item, input_format)]
     refuse_metadata(entries)
@@ -95,6 +100,6 @@ def _load(path: str) -> Vectors:
         vectors: Vectors = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path!r} is no .npy file that can be read ({error}).") from error
-    if vectors.ndim != 2:
-        raise InputError(f"{path!r} holds an array {vectors.shape}; vectors are (n, d).")
+    if not isinstance(vectors, np.ndarray) or vectors.ndim != 2:
+        raise InputError(f"{path!r} holds {np.shape(vectors)} instead of one array of vectors (n, d).")
     return vectors

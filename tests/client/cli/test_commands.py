@@ -242,8 +242,14 @@ def test_similarity_of_files_asks_no_server(run: Run, memory: Any) -> None:
     run("similarity", "a.npy", "-o", "matrix.npy", "--with", "b.npy")
     assert np.load("matrix.npy").shape == (3, 3)
     assert not memory.requests
+    np.save("doubles.npy", np.array([[1 / 3]]))
+    assert json.loads(run("similarity", "doubles.npy", "--metric", "dot").stdout)["similarity"] == [[(1 / 3) ** 2]]
+    assert "same dimensions" in refused(run("similarity", "a.npy", "doubles.npy"))
+    with Path("zip.npy").open("wb") as file:
+        np.savez(file, np.eye(2))
+    assert "vectors (n, d)" in refused(run("similarity", "zip.npy"))
     np.save("row.npy", np.ones(3))
-    assert "vectors are (n, d)" in refused(run("similarity", "row.npy"))
+    assert "vectors (n, d)" in refused(run("similarity", "row.npy"))
 
 
 def test_info(run: Run, memory: Any) -> None:

@@ -123,6 +123,18 @@ def test_add_refuses_or_replaces(notes: Run) -> None:
     assert found["ein roter Apfel"] == {"text": "ein roter Apfel"}
 
 
+def test_what_another_program_adds_meanwhile_is_kept(notes: Run, memory: Any) -> None:
+    def add_one() -> None:
+        memory.before_answer = lambda: None
+        assert notes("index", "add", "notes.index", "theirs").exit_code == 0
+
+    memory.before_answer = add_one
+    result = notes("index", "add", "notes.index", "ours")
+    assert result.exit_code == 1
+    assert "'notes.index' was changed by another program meanwhile" in result.stderr
+    assert "theirs" in {match["id"] for match in matches(notes("search", "notes.index", "theirs"))}
+
+
 def test_bad_items_are_left_out_or_refuse_all(run: Run) -> None:
     assert "argument 'bad'" in refused(run("index", "create", "x.index", "fine", "bad"))
     assert not Path("x.index").exists()

@@ -229,7 +229,7 @@ class EmbeddingClient:
     ) -> Generator[EmbeddedItem | ItemError, None, None]:
         """Embed a stream of any length, and yield its rows in order as they come.
 
-        Items are read as far ahead as the requests in flight need, some hundreds, and sent in packs of similar cost.
+        Items are read as far ahead as the requests in flight need, some hundreds, and sent in packs of even cost.
         When the server takes no more, fewer requests are in flight. Closing the generator ends it.
 
         Parameters

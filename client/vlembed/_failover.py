@@ -107,7 +107,7 @@ class FailoverTransport:
             yield server
         except (ConnectError, RequestTimeoutError):
             with self._lock:
-                if began_at >= server.failed_at:  # else another request has told already
+                if began_at > server.failed_at:  # else another request has told already
                     server.is_verified = False
                     server.num_failures += 1
                     server.failed_at = time.monotonic()

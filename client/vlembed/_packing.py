@@ -37,18 +37,18 @@ class Cost:
     def __sub__(self, other: Cost) -> Cost:
         return Cost(*(mine - its for mine, its in zip(vars(self).values(), vars(other).values(), strict=True)))
 
+    def packs(self, bounds: Mapping[str, int]) -> float:
+        """Return how many packs it fills at least."""
+        return max(
+            self.num_items / bounds["max_items"],
+            self.size_bytes / MAX_PACK_BYTES,
+            self.tokens / bounds["max_pack_tokens"],
+            self.image_tokens / bounds["max_pack_image_tokens"],
+        )
+
     def fits(self, bounds: Mapping[str, int]) -> bool:
         """Tell whether the server takes a pack of this cost."""
-        return self.fits_packs(1, bounds) and not (self.num_images and self.num_blanks)  # there "" would be no text
-
-    def fits_packs(self, num_packs: int, bounds: Mapping[str, int]) -> bool:
-        """Tell whether that many packs could hold this cost, were items divisible."""
-        return (
-            self.num_items <= num_packs * bounds["max_items"]
-            and self.size_bytes <= num_packs * MAX_PACK_BYTES
-            and self.tokens <= num_packs * bounds["max_pack_tokens"]
-            and self.image_tokens <= num_packs * bounds["max_pack_image_tokens"]
-        )
+        return self.packs(bounds) <= 1 and not (self.num_images and self.num_blanks)  # there "" would be no text
 
 
 class CostedItem(NamedTuple):
@@ -73,22 +73,24 @@ def split(items: Sequence[PreparedItem], bounds: Mapping[str, int], max_pixels: 
         yield pack
 
 
-def take_alike(waiting: dict[int, CostedItem], bounds: Mapping[str, int]) -> dict[int, CostedItem]:
-    """Take a pack out of what waits: its oldest item with those that cost most nearly the same.
+def take_even(waiting: dict[int, CostedItem], bounds: Mapping[str, int]) -> dict[int, CostedItem]:
+    """Take a pack out of what waits: the oldest item, and such others that all packs to come cost about the same.
 
-    Texts and images are not mixed: a pack of texts alone skips the vision encoder.
+    If what waits fills k packs, that is every k-th item in the order of their cost. Nothing would be gained by packing
+    items of one size: the server pads nothing, and batches packs with those of others.
     """
-    oldest = next(iter(waiting.values())).cost
-    alike = [index for index, (_, cost) in waiting.items() if cost.num_images == oldest.num_images]
-    alike.sort(key=lambda index: abs(waiting[index].cost.tokens - oldest.tokens))
-    taken: list[int] = []
+    total = sum((costed.cost for costed in waiting.values()), Cost())
+    num_packs = math.ceil(total.packs(bounds))
+    ranked = sorted(waiting, key=lambda index: (waiting[index].cost.image_tokens, waiting[index].cost.tokens))
+    oldest = next(iter(waiting))
+    sample = ranked[ranked.index(oldest) % num_packs :: num_packs]
+    taken: dict[int, CostedItem] = {}
     total = Cost()
-    for index in alike:
-        total += waiting[index].cost
-        if taken and not total.fits(bounds):
-            break
-        taken.append(index)
-    return {index: waiting.pop(index) for index in sorted(taken)}
+    for index in [oldest, *(index for index in sample if index != oldest)]:
+        if not taken or (total + waiting[index].cost).fits(bounds):
+            taken[index] = waiting.pop(index)
+            total += taken[index].cost
+    return dict(sorted(taken.items()))
 
 
 def cost_of(item: PreparedItem, bounds: Mapping[str, int], max_pixels: int | None) -> Cost:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ._exceptions import OverloadedError
 from ._items import BadItemError, ItemLike, PreparedItem
 from ._limit import AdaptiveLimit
-from ._packing import MAX_PACK_BYTES, Cost, CostedItem, Pack, cost_of, take_alike
+from ._packing import MAX_PACK_BYTES, Cost, CostedItem, Pack, cost_of, take_even
 from ._request import Call, Outcome
 from ._retry import RetryTransport
 
@@ -94,7 +94,7 @@ class Stream:
             self._read()
             if not self._waiting:
                 break
-            pack = take_alike(self._waiting, self._plan.bounds)
+            pack = take_even(self._waiting, self._plan.bounds)
             cost = sum((costed.cost for costed in pack.values()), Cost())
             items = {index: costed.item for index, costed in pack.items()}
             self._in_flight[pool.submit(self._deliver, items)] = cost
@@ -105,7 +105,7 @@ class Stream:
         while (
             not self._is_read
             and self._num_read - self._num_yielded < most * plan.bounds["max_items"]
-            and self._held.fits_packs(most, plan.bounds)
+            and self._held.packs(plan.bounds) < most
             and self._held.size_bytes < MAX_HELD_BYTES
         ):
             try:

@@ -129,8 +129,6 @@ def test_no_answer_in_time(scheme: str) -> None:
     [
         b"\0\0\0 no protocol\r\n\r\n",
         b"SSH-2.0-OpenSSH_9.2\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\ntoo short",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 500 + b"\r\n",
     ],
     ids=lambda answer: answer[:40],
@@ -146,6 +144,24 @@ def test_another_protocol_answers(scheme: str, answer: bytes) -> None:
     with listening(speak) as port:
         error = failure_of(f"{scheme}://127.0.0.1:{port}")
     assert isinstance(error, ProtocolError if scheme == "http" else ConnectError)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *[b"", b"Content-", b"Content-Length: 1", b"Content-Length: 100\r\n\r\ntoo short"],
+        b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_an_http_answer_is_cut(answer: bytes) -> None:
+    def cut(connection: socket.socket) -> None:
+        connection.recv(1 << 20)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n" + answer)
+
+    with listening(cut) as port:
+        error = failure_of(f"http://127.0.0.1:{port}")
+    assert isinstance(error, ConnectError)
+    assert "broke the connection" in str(error)
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])

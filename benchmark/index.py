@@ -111,20 +111,15 @@ def faiss_search(index: Index, queries: Vectors) -> Callable[[Vectors], Any]:
     return lambda vectors: native.search(vectors, k, params=parameters)
 
 
-def measure(kind: str, num_rows: int, dimensions: int, seed: int, rounds: int) -> dict[str, Any]:
-    """Build an index and return its rows of the report."""
-    num_clusters = max(1, num_rows // CLUSTER_ROWS)
-    queries = next(clustered(BATCH, dimensions, num_clusters, seed + 1))
-    exact = nearest(queries, clustered(num_rows, dimensions, num_clusters, seed))
-    before = memory_bytes()
-    index, build_s = build(kind, num_rows, dimensions, clustered(num_rows, dimensions, num_clusters, seed))
-    rows: dict[str, Any] = {
-        "build, s": build_s,
-        "memory, bytes per vector": (memory_bytes() - before) / num_rows,
-    }
+def recall(index: Index, queries: Vectors, exact: npt.NDArray[np.int64]) -> float:
+    """Return the share of the nearest rows that the index finds."""
     found = [{int(match.id) for match in matches} for matches in index.search_batch(queries, K)]
     hits = [len(ours.intersection(theirs)) for ours, theirs in zip(found, exact.tolist(), strict=True)]
-    rows["recall@10"] = sum(hits) / exact.size
+    return sum(hits) / exact.size
+
+
+def speed(index: Index, queries: Vectors, rounds: int) -> dict[str, Any]:
+    """Return queries per second, ours and FAISS's in turn, of a batch and one by one."""
     direct = faiss_search(index, queries)
 
     def one_by_one(search: Callable[[Vectors], Any]) -> Callable[[], int]:
@@ -138,34 +133,53 @@ def measure(kind: str, num_rows: int, dimensions: int, seed: int, rounds: int) -
     batched = rates(
         {
             "ours": lambda: len(index.search_batch(queries, K)),
-            "read": lambda: len([list(matches) for matches in index.search_batch(queries, K)]),
+            "read": lambda: len(list(index.search_batch(queries, K))),
             "theirs": lambda: len(direct(queries)[0]),
         },
         rounds,
     )
-    single = rates(
-        {"ours": one_by_one(lambda query: index.search(query, K)), "theirs": one_by_one(direct)},
-        rounds,
-    )
-    rows["batch 100: ours, queries/s"] = batched["ours"]
-    rows["batch 100: FAISS, queries/s"] = batched["theirs"]
-    rows["batch 100: ratio"] = batched["ours"] / batched["theirs"]
-    rows["batch 100: ratio, every match read"] = batched["read"] / batched["theirs"]
-    rows["batch 1: ours, queries/s"] = single["ours"]
-    rows["batch 1: FAISS, queries/s"] = single["theirs"]
-    rows["batch 1: ours takes longer by, ms"] = 1000 / single["ours"] - 1000 / single["theirs"]
+    single = rates({"ours": one_by_one(lambda query: index.search(query, K)), "theirs": one_by_one(direct)}, rounds)
+    return {
+        "batch 100: ours, queries/s": batched["ours"],
+        "batch 100: FAISS, queries/s": batched["theirs"],
+        "batch 100: ratio": batched["ours"] / batched["theirs"],
+        "batch 100: ratio, every match read": batched["read"] / batched["theirs"],
+        "batch 1: ours, queries/s": single["ours"],
+        "batch 1: FAISS, queries/s": single["theirs"],
+        "batch 1: ours takes longer by, ms": 1000 / single["ours"] - 1000 / single["theirs"],
+    }
+
+
+def storage(index: Index, queries: Vectors, folder: Path) -> dict[str, Any]:
+    """Save and load the index, and return what that takes."""
+    path = folder / "benchmark.index"
+    started = time.perf_counter()
+    index.save(path)
+    save_s = time.perf_counter() - started
+    before, started = memory_bytes(), time.perf_counter()
+    loaded = Index.load(path)
+    load_s = time.perf_counter() - started
+    loaded.search_batch(queries, K)
+    return {
+        "file, bytes per vector": path.stat().st_size / len(index),
+        "loaded: memory, bytes per vector": (memory_bytes() - before) / len(index),
+        "save, s": save_s,
+        "load, s": load_s,
+    }
+
+
+def measure(kind: str, num_rows: int, dimensions: int, seed: int, rounds: int) -> dict[str, Any]:
+    """Build an index and return its rows of the report."""
+    num_clusters = max(1, num_rows // CLUSTER_ROWS)
+    queries = next(clustered(BATCH, dimensions, num_clusters, seed + 1))
+    exact = nearest(queries, clustered(num_rows, dimensions, num_clusters, seed))
+    before = memory_bytes()
+    index, build_s = build(kind, num_rows, dimensions, clustered(num_rows, dimensions, num_clusters, seed))
+    rows = {"build, s": build_s, "memory, bytes per vector": (memory_bytes() - before) / num_rows}
+    rows["recall@10"] = recall(index, queries, exact)
+    rows |= speed(index, queries, rounds)
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "benchmark.index"
-        started = time.perf_counter()
-        index.save(path)
-        rows["save, s"] = time.perf_counter() - started
-        rows["file, bytes per vector"] = path.stat().st_size / num_rows
-        del index, direct
-        before, started = memory_bytes(), time.perf_counter()
-        loaded = Index.load(path)
-        rows["load, s"] = time.perf_counter() - started
-        loaded.search_batch(queries, K)
-        rows["loaded: memory, bytes per vector"] = (memory_bytes() - before) / num_rows
+        rows |= storage(index, queries, Path(folder))
     return rows
 
 

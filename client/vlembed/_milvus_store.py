@@ -213,8 +213,8 @@ def _told() -> Iterator[None]:
             raise RequestTimeoutError(f"Milvus did not answer in time ({error.details()}).") from error
         raise ServerError(f"Milvus refused or failed ({error.code()}: {error.details()}).") from error
     except pymilvus.MilvusException as error:
-        if isinstance(error.code, grpc.StatusCode) or "Connection" in type(error).__name__:
-            raise ConnectError(f"the connection to Milvus is lost or closed ({error.message}).") from error
+        if isinstance(error.code, grpc.StatusCode):  # pymilvus's way to say that it tried again until the timeout
+            raise ConnectError(f"the connection to Milvus is lost ({error.message}).") from error
         raise ServerError(f"Milvus refused or failed (code {error.code}: {error.message}).") from error
 
 

@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
 
-from vlembed import Index, top_k
-from vlembed._faiss_kinds import KINDS
+from vlembed import Index, _faiss_kinds, top_k
 
 from .report import rates, report
 
@@ -91,23 +91,9 @@ def build(kind: str, num_rows: int, dimensions: int, blocks: Iterator[Vectors]) 
 
 def faiss_search(index: Index, queries: Vectors) -> Callable[[Vectors], Any]:
     """Return the call of FAISS that a search of ours makes, as it would be written without us."""
-    calls: list[tuple[Any, ...]] = []
-    kind = index._store._vectors  # type: ignore[attr-defined]
-    native = kind.index
-
-    class Recorder:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(native, name)
-
-        def search(self, vectors: Vectors, k: int, params: Any) -> Any:
-            calls.append((k, params))
-            return native.search(vectors, k, params=params)
-
-    fields = [name for name, value in vars(kind).items() if value is native]
-    vars(kind).update(dict.fromkeys(fields, Recorder()))
-    index.search_batch(queries, K)
-    vars(kind).update(dict.fromkeys(fields, native))
-    k, parameters = calls[0]
+    with patch.object(_faiss_kinds, "_search", wraps=_faiss_kinds._search) as search:
+        index.search_batch(queries, K)
+    native, _, k, parameters = search.call_args_list[0].args
     return lambda vectors: native.search(vectors, k, params=parameters)
 
 
@@ -188,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vectors", type=int, nargs="+", default=[10_000])
     parser.add_argument("--dimensions", type=int, nargs="+", default=[512, 2048])
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=list(_faiss_kinds.KINDS), default=list(_faiss_kinds.KINDS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Embed text and images with a Qwen3-VL-Embedding model on NVIDIA Triton: `EmbeddingClient`, and `similarity`."""
+"""Embed text and images with a Qwen3-VL-Embedding model on NVIDIA Triton, compare and search them."""
 
 from ._client import EmbeddingClient
 from ._exceptions import (
@@ -13,11 +13,13 @@ from ._exceptions import (
     ServerError,
     VlembedError,
 )
+from ._index import Index
 from ._info import ServerInfo
 from ._items import Item
 from ._result import EmbeddedItem, Embeddings
 from ._retry import Retry
-from ._similarity import similarity
+from ._similarity import TopK, similarity, top_k
+from ._store import IndexInfo, Match
 from ._transport import TLS, Transport
 
 __version__ = "0.1.0"
@@ -28,9 +30,12 @@ __all__ = [
     "EmbeddedItem",
     "EmbeddingClient",
     "Embeddings",
+    "Index",
+    "IndexInfo",
     "InvalidInputError",
     "Item",
     "ItemError",
+    "Match",
     "MissingExtraError",
     "OutputError",
     "OverloadedError",
@@ -39,7 +44,9 @@ __all__ = [
     "Retry",
     "ServerError",
     "ServerInfo",
+    "TopK",
     "Transport",
     "VlembedError",
     "similarity",
+    "top_k",
 ]

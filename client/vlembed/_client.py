@@ -43,13 +43,18 @@ PROBE_INTERVAL_S = 0.2
 OnError = Literal["raise", "skip", "return"]
 
 
-class EmbedOptions(TypedDict, total=False):
-    """The keyword arguments of `EmbeddingClient.embed`, except `instruction`."""
+class ItemOptions(TypedDict, total=False):
+    """The keyword arguments of `EmbeddingClient.embed` that say how items are read."""
 
-    dimensions: int | None
     max_pixels: int | None
     truncate: bool
     allow_reference_text: bool
+
+
+class EmbedOptions(ItemOptions, total=False):
+    """The keyword arguments of `EmbeddingClient.embed`, except `instruction`."""
+
+    dimensions: int | None
 
 
 class StreamOptions(EmbedOptions, total=False):

@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
 
-from vlembed import Index, top_k
-from vlembed._faiss_kinds import KINDS
+from vlembed import Index, _faiss_kinds, top_k
 
 from .report import rates, report
 
@@ -91,40 +91,21 @@ def build(kind: str, num_rows: int, dimensions: int, blocks: Iterator[Vectors]) 
 
 def faiss_search(index: Index, queries: Vectors) -> Callable[[Vectors], Any]:
     """Return the call of FAISS that a search of ours makes, as it would be written without us."""
-    calls: list[tuple[Any, ...]] = []
-    kind = index._store._vectors  # type: ignore[attr-defined]
-    native = kind.index
-
-    class Recorder:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(native, name)
-
-        def search(self, vectors: Vectors, k: int, params: Any) -> Any:
-            calls.append((k, params))
-            return native.search(vectors, k, params=params)
-
-    fields = [name for name, value in vars(kind).items() if value is native]
-    vars(kind).update(dict.fromkeys(fields, Recorder()))
-    index.search_batch(queries, K)
-    vars(kind).update(dict.fromkeys(fields, native))
-    k, parameters = calls[0]
+    with patch.object(_faiss_kinds, "_search", wraps=_faiss_kinds._search) as search:
+        index.search_batch(queries, K)
+    native, _, k, parameters = search.call_args_list[0].args
     return lambda vectors: native.search(vectors, k, params=parameters)
 
 
-def measure(kind: str, num_rows: int, dimensions: int, seed: int, rounds: int) -> dict[str, Any]:
-    """Build an index and return its rows of the report."""
-    num_clusters = max(1, num_rows // CLUSTER_ROWS)
-    queries = next(clustered(BATCH, dimensions, num_clusters, seed + 1))
-    exact = nearest(queries, clustered(num_rows, dimensions, num_clusters, seed))
-    before = memory_bytes()
-    index, build_s = build(kind, num_rows, dimensions, clustered(num_rows, dimensions, num_clusters, seed))
-    rows: dict[str, Any] = {
-        "build, s": build_s,
-        "memory, bytes per vector": (memory_bytes() - before) / num_rows,
-    }
+def recall(index: Index, queries: Vectors, exact: npt.NDArray[np.int64]) -> float:
+    """Return the share of the nearest rows that the index finds."""
     found = [{int(match.id) for match in matches} for matches in index.search_batch(queries, K)]
     hits = [len(ours.intersection(theirs)) for ours, theirs in zip(found, exact.tolist(), strict=True)]
-    rows["recall@10"] = sum(hits) / exact.size
+    return sum(hits) / exact.size
+
+
+def speed(index: Index, queries: Vectors, rounds: int) -> dict[str, Any]:
+    """Return queries per second, ours and FAISS's in turn, of a batch and one by one."""
     direct = faiss_search(index, queries)
 
     def one_by_one(search: Callable[[Vectors], Any]) -> Callable[[], int]:
@@ -138,34 +119,53 @@ def measure(kind: str, num_rows: int, dimensions: int, seed: int, rounds: int) -
     batched = rates(
         {
             "ours": lambda: len(index.search_batch(queries, K)),
-            "read": lambda: len([list(matches) for matches in index.search_batch(queries, K)]),
+            "read": lambda: len(list(index.search_batch(queries, K))),
             "theirs": lambda: len(direct(queries)[0]),
         },
         rounds,
     )
-    single = rates(
-        {"ours": one_by_one(lambda query: index.search(query, K)), "theirs": one_by_one(direct)},
-        rounds,
-    )
-    rows["batch 100: ours, queries/s"] = batched["ours"]
-    rows["batch 100: FAISS, queries/s"] = batched["theirs"]
-    rows["batch 100: ratio"] = batched["ours"] / batched["theirs"]
-    rows["batch 100: ratio, every match read"] = batched["read"] / batched["theirs"]
-    rows["batch 1: ours, queries/s"] = single["ours"]
-    rows["batch 1: FAISS, queries/s"] = single["theirs"]
-    rows["batch 1: ours takes longer by, ms"] = 1000 / single["ours"] - 1000 / single["theirs"]
+    single = rates({"ours": one_by_one(lambda query: index.search(query, K)), "theirs": one_by_one(direct)}, rounds)
+    return {
+        "batch 100: ours, queries/s": batched["ours"],
+        "batch 100: FAISS, queries/s": batched["theirs"],
+        "batch 100: ratio": batched["ours"] / batched["theirs"],
+        "batch 100: ratio, every match read": batched["read"] / batched["theirs"],
+        "batch 1: ours, queries/s": single["ours"],
+        "batch 1: FAISS, queries/s": single["theirs"],
+        "batch 1: ours takes longer by, ms": 1000 / single["ours"] - 1000 / single["theirs"],
+    }
+
+
+def storage(index: Index, queries: Vectors, folder: Path) -> dict[str, Any]:
+    """Save and load the index, and return what that takes."""
+    path = folder / "benchmark.index"
+    started = time.perf_counter()
+    index.save(path)
+    save_s = time.perf_counter() - started
+    before, started = memory_bytes(), time.perf_counter()
+    loaded = Index.load(path)
+    load_s = time.perf_counter() - started
+    loaded.search_batch(queries, K)
+    return {
+        "file, bytes per vector": path.stat().st_size / len(index),
+        "loaded: memory, bytes per vector": (memory_bytes() - before) / len(index),
+        "save, s": save_s,
+        "load, s": load_s,
+    }
+
+
+def measure(kind: str, num_rows: int, dimensions: int, seed: int, rounds: int) -> dict[str, Any]:
+    """Build an index and return its rows of the report."""
+    num_clusters = max(1, num_rows // CLUSTER_ROWS)
+    queries = next(clustered(BATCH, dimensions, num_clusters, seed + 1))
+    exact = nearest(queries, clustered(num_rows, dimensions, num_clusters, seed))
+    before = memory_bytes()
+    index, build_s = build(kind, num_rows, dimensions, clustered(num_rows, dimensions, num_clusters, seed))
+    rows = {"build, s": build_s, "memory, bytes per vector": (memory_bytes() - before) / num_rows}
+    rows["recall@10"] = recall(index, queries, exact)
+    rows |= speed(index, queries, rounds)
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "benchmark.index"
-        started = time.perf_counter()
-        index.save(path)
-        rows["save, s"] = time.perf_counter() - started
-        rows["file, bytes per vector"] = path.stat().st_size / num_rows
-        del index, direct
-        before, started = memory_bytes(), time.perf_counter()
-        loaded = Index.load(path)
-        rows["load, s"] = time.perf_counter() - started
-        loaded.search_batch(queries, K)
-        rows["loaded: memory, bytes per vector"] = (memory_bytes() - before) / num_rows
+        rows |= storage(index, queries, Path(folder))
     return rows
 
 
@@ -174,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vectors", type=int, nargs="+", default=[10_000])
     parser.add_argument("--dimensions", type=int, nargs="+", default=[512, 2048])
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=list(_faiss_kinds.KINDS), default=list(_faiss_kinds.KINDS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

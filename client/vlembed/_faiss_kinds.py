@@ -103,14 +103,16 @@ class Hnsw:
         return _codes(self._flat).view(np.float32)
 
     def search(self, queries: Vectors, k: int, mask: Mask | None) -> Hits:
+        def compare_all(chosen: Vectors) -> Hits:
+            return _search(self._flat, chosen, k, _parameters(faiss().SearchParameters, mask))
+
         share = 1.0 if mask is None else float(mask.mean())
-        exact = _parameters(faiss().SearchParameters, mask)
         if share < EXACT_SHARE:
-            return _search(self._flat, queries, k, exact)
+            return compare_all(queries)
         width = math.ceil(max(self._ef_search, k) / share)  # of those visited, the share counts
         parameters = _parameters(faiss().SearchParametersHNSW, mask, efSearch=width)
         hits = _search(self.index, queries, k, parameters)
-        return _complete(hits, lambda short: _search(self._flat, queries[short], k, exact))
+        return _complete(hits, lambda short: compare_all(queries[short]))
 
 
 class IvfPq:

@@ -11,12 +11,20 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from ._exceptions import ConnectError, InvalidInputError, ProtocolError, RequestTimeoutError, ServerError
+from ._exceptions import (
+    ConnectError,
+    InvalidInputError,
+    MissingExtraError,
+    ProtocolError,
+    RequestTimeoutError,
+    ServerError,
+)
 from ._extras import require
 from ._filters import Condition, decode_metadata, encode_metadata, type_of
 from ._store import Found, IndexInfo, Vectors, choose
@@ -60,8 +68,8 @@ class MilvusStore:
                 "not a digit first."
             )
         pymilvus = require("pymilvus", "milvus")
-        if uri.endswith(".db"):
-            require("milvus_lite", "milvus]' 'milvus-lite")
+        if uri.endswith(".db") and find_spec("milvus_lite") is None:
+            raise MissingExtraError("milvus-lite opens .db files and is not installed: pip install milvus-lite")
         try:
             client = pymilvus.MilvusClient(uri, token=token, timeout=timeout_s)
         except pymilvus.MilvusException as error:
@@ -90,7 +98,7 @@ class MilvusStore:
 
     def __len__(self) -> int:
         with _told():
-            rows = self._client.query(self._collection, filter="", output_fields=["count(*)"], timeout=self._timeout_s)
+            rows = self._milvus.query(self._collection, filter="", output_fields=["count(*)"], timeout=self._timeout_s)
         return int(rows[0]["count(*)"])
 
     def held(self, ids: Sequence[str]) -> set[str]:
@@ -98,7 +106,7 @@ class MilvusStore:
             return {
                 row["id"]
                 for start in range(0, len(ids), MAX_IDS)
-                for row in self._client.query(
+                for row in self._milvus.query(
                     self._collection,
                     filter=_among(ids[start : start + MAX_IDS]),
                     output_fields=["id"],
@@ -107,17 +115,17 @@ class MilvusStore:
             }
 
     def add(self, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
-        self._write(self._client.insert, ids, vectors, metadata)
+        self._write(self._milvus.insert, ids, vectors, metadata)
 
     def upsert(self, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
-        self._write(self._client.upsert, ids, vectors, metadata)
+        self._write(self._milvus.upsert, ids, vectors, metadata)
 
     def delete(self, ids: Iterable[str]) -> int:
         held = sorted(self.held(list(ids)))
         with _told():
             for start in range(0, len(held), MAX_IDS):
                 among = _among(held[start : start + MAX_IDS])
-                self._client.delete(self._collection, filter=among, timeout=self._timeout_s)
+                self._milvus.delete(self._collection, filter=among, timeout=self._timeout_s)
         return len(held)
 
     def search(self, vectors: Vectors, k: int, conditions: Sequence[Condition]) -> list[Found]:
@@ -128,7 +136,7 @@ class MilvusStore:
             return [
                 _found(hits)
                 for rows in _blocks(vectors)
-                for hits in self._client.search(
+                for hits in self._milvus.search(
                     self._collection,
                     data=vectors[rows],
                     limit=k,
@@ -146,7 +154,15 @@ class MilvusStore:
         )
 
     def close(self) -> None:
-        self._client.close()
+        if self._client is not None:
+            self._client.close()
+        self._client = None
+
+    @property
+    def _milvus(self) -> Any:
+        if self._client is None:
+            raise ConnectError("this index is closed. Connect again.")
+        return self._client
 
     def _write(self, send: Any, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
         rows = [_row(*fields) for fields in zip(ids, vectors, metadata, strict=True)]
@@ -197,8 +213,8 @@ def _told() -> Iterator[None]:
             raise RequestTimeoutError(f"Milvus did not answer in time ({error.details()}).") from error
         raise ServerError(f"Milvus refused or failed ({error.code()}: {error.details()}).") from error
     except pymilvus.MilvusException as error:
-        if isinstance(error.code, grpc.StatusCode) or "Connection" in type(error).__name__:
-            raise ConnectError(f"the connection to Milvus is lost or closed ({error.message}).") from error
+        if isinstance(error.code, grpc.StatusCode):  # pymilvus's way to say that it tried again until the timeout
+            raise ConnectError(f"the connection to Milvus is lost ({error.message}).") from error
         raise ServerError(f"Milvus refused or failed (code {error.code}: {error.message}).") from error
 
 

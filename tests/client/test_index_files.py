@@ -55,6 +55,9 @@ def test_what_is_saved_comes_back(kind: str, tmp_path: Path, make_index: MakeInd
     index.save(tmp_path / "a.index")
     loaded = Index.load(str(tmp_path / "a.index"))
     assert loaded.info == index.info and len(loaded) == 250
+    loaded.save(tmp_path / "b.index")
+    assert (tmp_path / "b.index").read_bytes() == (tmp_path / "a.index").read_bytes()
+    (tmp_path / "b.index").unlink()
     queries = vectors(10, seed=3)
     assert list(loaded.search_batch(queries)) == list(index.search_batch(queries))  # the ranges of int8 included
     filtered = [ids_of(own) for own in index.search_batch(queries, where={"n": {"<": 200}})]

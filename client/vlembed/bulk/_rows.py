@@ -155,12 +155,14 @@ def _decode_base64(value: Any) -> bytes:
 
 
 def _metadata(fields: Mapping[str, Any]) -> str:
-    kept = {name: _to_json(value) for name, value in fields.items() if not isinstance(value, bytes)}
-    return json.dumps(kept, ensure_ascii=False)
+    try:
+        return json.dumps(_to_json(fields), ensure_ascii=False)
+    except RecursionError as error:
+        raise BadRowError("ROW_MALFORMED", "the row's metadata is nested too deeply. Flatten it.") from error
 
 
 def _to_json(value: Any) -> Any:
-    """Return a value as JSON can hold it: no NaN, and dates and decimals as strings."""
+    """Return a value as JSON can hold it: without bytes, NaN as null, dates and decimals as strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):

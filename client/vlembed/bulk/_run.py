@@ -25,7 +25,7 @@ Engine: TypeAlias = Literal["local", "ray"]
 
 
 def embed_files(
-    input: str | Path | Sequence[str | Path],  # noqa: A002
+    inputs: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
     url: str | Sequence[str],
@@ -51,7 +51,7 @@ def embed_files(
 
     Parameters
     ----------
-    input
+    inputs
         Files .jsonl, .csv, .parquet, .tar (webdataset) and images, or folders of such, which are searched below, too.
     output
         A folder, new or of an earlier run; with Ray, one that all machines share, as the input.
@@ -89,7 +89,7 @@ def embed_files(
     VlembedError
         Of another kind, if the server fails. The same call goes on later.
     """
-    paths = [input] if isinstance(input, str | Path) else list(input)
+    paths = [inputs] if isinstance(inputs, str | Path) else inputs
     source, output = Input([Path(path) for path in paths]), Path(os.path.abspath(output))  # noqa: PTH100
     _check_arguments(
         source,

@@ -12,12 +12,10 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 
 from .._exceptions import OutputError
 from .._extras import require
@@ -88,41 +86,47 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
 class EmbeddedRows:
-    """Rows with their vectors; arrays hold as many rows as there may be."""
+    """Rows with their vectors, as they come, without their items.
 
-    rows: list[Row]
-    vectors: npt.NDArray[Any]  # (at most n, d), of the type to be stored
-    tokens: npt.NDArray[np.int32]  # (at most n, 2), of text and of image
+    Parameters
+    ----------
+    max_rows
+        n, how many there may be.
+    dimensions
+        d
+    dtype
+        Of the vectors as they are stored.
+    """
 
-    @classmethod
-    def empty(cls, max_rows: int, dimensions: int, dtype: str) -> EmbeddedRows:
-        """Return none of at most so many rows."""
-        return cls([], np.empty((max_rows, dimensions), dtype), np.empty((max_rows, 2), np.int32))
+    def __init__(self, max_rows: int, dimensions: int, dtype: str) -> None:
+        self._rows: list[tuple[str, str, int]] = []  # id, metadata, position
+        self._vectors = np.empty((max_rows, dimensions), dtype)
+        self._tokens = np.empty((2, max_rows), np.int32)  # of text, of image
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
     def add(self, row: Row, item: EmbeddedItem) -> None:
         """Append a row."""
-        self.vectors[len(self.rows)] = item.embedding
-        self.tokens[len(self.rows)] = item.text_tokens, item.image_tokens
-        self.rows.append(row)
+        self._vectors[len(self)] = item.embedding
+        self._tokens[:, len(self)] = item.text_tokens, item.image_tokens
+        self._rows.append((row.id, row.metadata, row.position))
 
-
-def write_rows(output: Path, number: int, done: EmbeddedRows, about: Mapping[str, Any]) -> FileRecord:
-    """Write the rows of a shard that have vectors."""
-    size = len(done.rows)
-    vectors, tokens = done.vectors[:size], done.tokens[:size]
-    pa = require("pyarrow", "bulk")
-    values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-    columns = {
-        "id": pa.array([row.id for row in done.rows], pa.string()),
-        "metadata": pa.array([row.metadata for row in done.rows], pa.string()),
-        "embedding": values,
-        "text_tokens": pa.array(tokens[:, 0]),
-        "image_tokens": pa.array(tokens[:, 1]),
-        "position": pa.array([row.position for row in done.rows], pa.int64()),
-    }
-    return _write(output, "shards", number, columns, about)
+    def write(self, output: Path, number: int, about: Mapping[str, Any]) -> FileRecord:
+        """Write them as a file of a shard."""
+        pa = require("pyarrow", "bulk")
+        size, dimensions = len(self), self._vectors.shape[1]
+        ids, metadata, positions = zip(*self._rows, strict=True)
+        columns = {
+            "id": pa.array(ids, pa.string()),
+            "metadata": pa.array(metadata, pa.string()),
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(self._vectors[:size].ravel()), dimensions),
+            "text_tokens": pa.array(self._tokens[0, :size]),
+            "image_tokens": pa.array(self._tokens[1, :size]),
+            "position": pa.array(positions, pa.int64()),
+        }
+        return _write(output, "shards", number, columns, about)
 
 
 def write_failures(output: Path, number: int, failures: Sequence[Failure], about: Mapping[str, Any]) -> FileRecord:

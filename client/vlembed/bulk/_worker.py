@@ -18,7 +18,7 @@ from .._retry import Retry
 from ._manifest import INPUT, Settings, ShardRecord, changed_model
 from ._plan import Shard, read_rows
 from ._rows import Columns, Failure, Row
-from ._shards import EmbeddedRows, read_positions, write_failures, write_rows
+from ._shards import EmbeddedRows, read_positions, write_failures
 
 READY_TIMEOUT_S = 300.0  # a server that starts with a model of billions of parameters takes some minutes
 RETRY = Retry(max_attempts=50, budget=1, reserve=1000)  # and a restart takes as long: 50 pauses of 5 s on average
@@ -86,8 +86,8 @@ class Worker:
             rows = (row for row in rows if row.position in wanted)
         done, failures = self._embed(rows, task.num_rows, advance)
         about = asdict(self.settings)
-        if len(done.rows):
-            files = [*files, write_rows(self.output, task.shard.number, done, about)]
+        if done:
+            files = [*files, done.write(self.output, task.shard.number, about)]
         errors = write_failures(self.output, task.shard.number, failures, about) if failures else None
         codes = dict(Counter(failure.code for failure in failures))
         return {"shard": task.shard.number, "files": files, "errors": errors, "codes": codes}
@@ -108,7 +108,7 @@ class Worker:
         self, rows: Iterable[Row | Failure], max_rows: int, advance: Callable[[int], object]
     ) -> tuple[EmbeddedRows, list[Failure]]:
         settings = self.settings
-        done, failures = EmbeddedRows.empty(max_rows, settings.dimensions, settings.dtype), list[Failure]()
+        done, failures = EmbeddedRows(max_rows, settings.dimensions, settings.dtype), list[Failure]()
         waiting = deque[Row]()  # those that were sent and are not back
 
         def items() -> Iterator[Item]:

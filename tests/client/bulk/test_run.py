@@ -146,6 +146,14 @@ def test_samples_of_webdataset(run: Run, tmp_path: Path, output: Path) -> None:
     assert (error["id"], error["place"], error["code"]) == ("rows.tar:3", "rows.tar:3", "ITEM_EMPTY")
 
 
+def test_metadata_that_is_nested_too_deeply(run: Run, tmp_path: Path, output: Path) -> None:
+    lines = ['{"text": "fine", "deep": ' + "[" * depth + "]" * depth + "}" for depth in (1, 700, 100_000)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    run(tmp_path / "rows.jsonl")
+    assert [row["position"] for row in read_folder(output / "shards")] == [0]
+    assert [row["code"] for row in read_folder(output / "errors")] == ["ROW_MALFORMED"] * 2
+
+
 def test_rows_that_are_no_utf8(run: Run, tmp_path: Path, output: Path) -> None:
     (tmp_path / "rows.csv").write_bytes(b"id,text,x\n\xff,fine,\n2,\xff,\n3,fine,\xff\n4,fine,\n")
     run(tmp_path / "rows.csv")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -12,9 +13,13 @@ import click
 from .._exceptions import InvalidInputError, MissingExtraError, VlembedError
 
 CURES = {  # of Python, and how this command spells them
-    "pass allow_reference_text=True": "pass --allow-reference-text",
-    "pass a client, or dimensions and a fingerprint": "use `vlembed index create`",
-    "upsert replaces": "--replace replaces them",
+    r"pass allow_reference_text=True": "give --allow-reference-text",
+    r"pass Path\(.*?\)": "give it with --image",
+    r"ask for truncation \(truncate\)": "give --truncate",
+    r"pass a client, or dimensions and a fingerprint": "use `vlembed index create`",
+    r"upsert replaces": "--replace replaces them",
+    r"with Columns\.": "with --column.",
+    r"without retry_errors": "without --retry-errors",
 }
 SUBCOMMAND = "COMMAND [ARGS]..."  # in help; click's own differs between versions
 HELP_WIDTH = 100  # columns, of whatever terminal: client/CLI.md holds the pages as they are
@@ -69,5 +74,5 @@ def print_errors(messages: Sequence[str]) -> None:
     for message in messages:
         line = " ".join(message.split("\n"))
         for theirs, ours in CURES.items():
-            line = line.replace(theirs, ours)
+            line = re.sub(theirs, ours, line)
         click.echo(f"error: {line}", err=True)

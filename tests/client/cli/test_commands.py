@@ -122,7 +122,7 @@ def test_objects_of_standard_input(run: Run, memory: Any) -> None:
         (b'{"text": "a", "lang": "de"}', "line 2 of standard input has 'lang'"),
         (b'{"text": 3}', "line 2 of standard input: text is of type int"),
         (b'{"image": "no.png"}', "line 2 of standard input: image 'no.png' cannot be read"),
-        (b'{"text": "no.png"}', "line 2 of standard input: the text 'no.png' is the path"),
+        (b'{"text": "no.png"}', "the text 'no.png' is the path of an image file. You probably mean the image: give it"),
         (b'{"text": "bad"}', "line 2 of standard input: item 1 is bad"),
     ],
 )
@@ -151,7 +151,7 @@ def test_keeping_going_leaves_bad_items_out(run: Run) -> None:
 
 def test_a_text_like_a_reference_can_be_insisted_on(run: Run) -> None:
     for text in ("https://example.com", "https://example.com/a.png", "data:image/png;base64,AAAA"):
-        assert "pass --allow-reference-text" in refused(run("embed", text))
+        assert "give --allow-reference-text" in refused(run("embed", text))
         assert items(run("embed", text, "--allow-reference-text"))[0]["text"] == text
 
 
@@ -318,5 +318,7 @@ def test_control_c() -> None:
 
 @pytest.mark.parametrize("cure", CURES)
 def test_the_cures_that_are_respelled_are_still_given(cure: str) -> None:
-    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "client/vlembed").glob("*.py"))
-    assert cure in re.sub(r'"\n\s*f?"', "", sources)
+    files = [*(ROOT / "client/vlembed").glob("*.py"), *(ROOT / "client/vlembed/bulk").glob("*.py")]
+    files += (ROOT / "model_repository/preprocess/1").glob("*.py")
+    sources = "".join(path.read_text(encoding="utf-8") for path in files)
+    assert re.search(cure, re.sub(r'"\n\s*f?"', "", sources))

@@ -144,7 +144,7 @@ def test_files_to_vectors_to_an_index(shell: Shell, tmp_path: Path, place: str) 
         (["embed", "demo/images/no*.png"], 2, "'demo/images/no*.png' matches no file"),
         (["embed", "a", "--dimensions", "3"], 2, "dimensions is 3; this server takes 64 to 192"),
         (["embed", "a", "--frobnicate"], 2, "--frobnicate"),
-        (["embed", "cat " * 9000], 2, "truncate"),
+        (["embed", "cat " * 9000], 2, "give --truncate"),
         (["embed", "a", "-o", "/proc/vectors.npy"], 1, "/proc/vectors.npy"),
     ],
 )

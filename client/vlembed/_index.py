@@ -63,8 +63,8 @@ class Index:
         Parameters
         ----------
         kind
-            "flat" compares a query with every vector. "hnsw" walks a graph. "ivfpq" keeps codes alone, of about a
-            thirtieth of the size, and its scores are estimates. "int8" and "binary" pick candidates by codes and score
+            "flat" compares a query with every vector. "hnsw" walks a graph. "ivfpq" keeps codes alone, of a
+            sixteenth of the size, and its scores are estimates. "int8" and "binary" pick candidates by codes and score
             them by the vectors, which `load` leaves on the disk.
         client
             Embeds items and queries; without one the index takes vectors only.

@@ -243,6 +243,7 @@ def test_a_changed_model_is_refused(
     lines = (output / "manifest.jsonl").read_text().splitlines()
     assert [json.loads(line)["shard"] for line in lines[1:]] == [0, 1]
     monkeypatch.undo()
+    memory.before_answer = lambda: None
     assert run(texts).num_embedded == 30
 
 

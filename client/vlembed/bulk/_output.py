@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._exceptions import OutputError
+from .._exceptions import InvalidInputError, OutputError
 from .._extras import require
+from .._index import Index
 from .._result import Embeddings
 from ._manifest import INPUT, Manifest, read_manifest
 from ._report import Report, report_of
 from ._shards import FileRecord, sha256_of
 
-BLOCK_ROWS = 1024
+BLOCK_ROWS = 8192
+NO_HASHES = np.empty(0, np.int64)
 MAX_DUPLICATES = 10  # that a report names
 
 
@@ -64,7 +66,7 @@ def read_blocks(output: str | Path, block_rows: int = BLOCK_ROWS) -> Iterator[Bl
 def verify(output: str | Path) -> Report:
     """Hold an output against its manifest: every checksum, and every row of the input once.
 
-    Ids come from the input and need not be unique; the report names those that are not.
+    Ids come from the input, and nothing makes them unique; the report names the first that have several vectors.
 
     Raises
     ------
@@ -84,23 +86,40 @@ def verify(output: str | Path) -> Report:
         if table.num_rows != file["rows"]:
             raise _damaged(manifest, file["name"], f"it has {table.num_rows} rows instead of {file['rows']}")
         positions.append(table["position"].to_numpy())
-        hashes.append(np.array([hash(own) for own in table["id"].to_pylist()], np.int64))
+        if file["name"].startswith("shards/"):
+            hashes.append(np.array([hash(own) for own in table["id"].to_pylist()], np.int64))
     found = np.sort(np.concatenate(positions))
     if not np.array_equal(found, np.arange(manifest.num_rows)):
         raise OutputError(
             f"output {str(output)!r} has {len(found)} rows ({len(np.unique(found))} different ones) of "
             f"{manifest.num_rows} of the input. Embed the input into another output, and report this."
         )
-    return report_of(manifest, duplicate_ids=_duplicates(manifest, np.concatenate(hashes)))
+    return report_of(manifest, duplicate_ids=_duplicates(manifest, np.concatenate([NO_HASHES, *hashes])))
 
 
-def load_into(index: Any, output: str | Path) -> int:
-    """Add every row that has a vector to an index, and return how many that were."""
-    num_rows = 0
+def load_into(index: Index, output: str | Path) -> int:
+    """Put every row that has a vector into an index, replacing rows of the same id, and return how many there are.
+
+    The output is verified first. A load that was cut short can be done again.
+
+    Raises
+    ------
+    InvalidInputError
+        An id has several vectors; or the index is for another model or other dimensions.
+    OutputError
+        The output is not finished, or damaged.
+    VlembedError
+        Of another kind, if Milvus cannot be reached or fails.
+    """
+    report = verify(output)
+    if report.duplicate_ids:
+        raise InvalidInputError(
+            f"output {str(output)!r} has several vectors for an id ({report.duplicate_ids}); an index would keep one. "
+            "Give every row of the input an id of its own."
+        )
     for block in read_blocks(output):
         index.upsert(block.embeddings, ids=block.ids, metadata=block.metadata)
-        num_rows += len(block.ids)
-    return num_rows
+    return report.num_embedded
 
 
 def _finished(output: Path) -> Manifest:
@@ -132,11 +151,12 @@ def _damaged(manifest: Manifest, name: str, reason: object) -> OutputError:
 
 
 def _duplicates(manifest: Manifest, hashes: npt.NDArray[np.int64]) -> dict[str, int]:
-    """Count the first ids that occur more than once; only hashes of all ids are held."""
+    """Count the vectors of the first ids that have several; only hashes of all ids are held."""
     hashes.sort()
     suspects = set(np.unique(hashes[1:][hashes[1:] == hashes[:-1]])[:MAX_DUPLICATES].tolist())
     counts: Counter[str] = Counter()
     for file in manifest.files() if suspects else ():
-        ids = _open(manifest, file).read(["id"])["id"].to_pylist()
-        counts.update(own for own in ids if hash(own) in suspects)
+        if file["name"].startswith("shards/"):
+            ids = _open(manifest, file).read(["id"])["id"].to_pylist()
+            counts.update(own for own in ids if hash(own) in suspects)
     return {own: count for own, count in counts.items() if count > 1}

@@ -21,7 +21,7 @@ class Report:
     dimensions: int
     dtype: str
     ignored: dict[str, int]  # files of input folders that are no input, by suffix; of `embed_files`
-    duplicate_ids: dict[str, int]  # the first ones, with how often they occur; of `verify`
+    duplicate_ids: dict[str, int]  # the first ids with several vectors, and how many; of `verify`
 
     @property
     def num_errors(self) -> int:

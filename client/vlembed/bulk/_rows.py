@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .._exceptions import InvalidInputError
+from .._filters import is_plain
 from .._items import Item
 from ._formats import KEY, BadRowError
 
@@ -104,20 +105,21 @@ def to_row(
         own = {role: rest.pop(name, None) for role, name in vars(columns).items()}
         own_id = _id(own["id"], own_id)
         row = Row(position, own_id, place, _metadata(rest), _item(own, folder, sorted(fields)))
-        (row.id + row.metadata).encode()
+        row.metadata.encode()
     except BadRowError as error:
         return Failure(position, own_id, place, error.code, str(error))
     except UnicodeEncodeError as error:
-        message = f"its id or metadata cannot be UTF-8 ({error}). Save the input as UTF-8."
+        message = f"the row's metadata cannot be UTF-8 ({error}). Save the input as UTF-8."
         return Failure(position, own_id, place, "TEXT_NOT_UTF8", message)
     return row
 
 
-def _id(value: object, place: str) -> str:
-    if value is None or value == "":
-        return place
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise BadRowError("ID_WRONG_TYPE", f"the id is {value!r}; it needs to be a string or a whole number.")
+def _id(value: object, default: str) -> str:
+    value = default if value is None or value == "" else value
+    if isinstance(value, bool) or not isinstance(value, str | int) or not is_plain(str(value)):
+        raise BadRowError(
+            "ID_WRONG", f"the id {value!r:.60} is neither a line of text nor a whole number. Give another."
+        )
     return str(value)
 
 

@@ -27,8 +27,13 @@ def run(memory: MemoryTransport, output: Path) -> Run:
     """Embed files in shards of 10 rows."""
 
     def embed(source: Any, **options: Any) -> Report:
-        options = {"shard_size": SHARD_SIZE, "client_options": {"transport": memory}} | options
-        return embed_files(source, output, url="memory", **options)
+        options = {
+            "output": output,
+            "url": "memory",
+            "shard_size": SHARD_SIZE,
+            "client_options": {"transport": memory},
+        } | options
+        return embed_files(source, **options)
 
     return embed
 

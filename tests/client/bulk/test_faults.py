@@ -158,9 +158,7 @@ def test_a_full_disk(run: Run, tmp_path: Path, small_disk: Path, free_bytes: int
 
 
 @pytest.mark.triton
-def test_a_server_that_is_killed_in_the_middle_of_a_run(
-    demo_server: TritonServer, tmp_path: Path, protocol: str
-) -> None:
+def test_a_server_that_is_killed_in_the_middle_of_a_run(demo_server: TritonServer, tmp_path: Path) -> None:
     texts = [f"{number} red apples and a green one" for number in range(2000)]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     output = tmp_path / "output"
@@ -168,6 +166,7 @@ def test_a_server_that_is_killed_in_the_middle_of_a_run(
         url, ports = server.grpc_url, server.ports
         report = pool.submit(embed_files, tmp_path / "rows.jsonl", output, url=url, shard_size=200)
         while not (output / "manifest.jsonl").exists() or len(read_manifest(output).records) < 3:
+            assert not report.done()
             time.sleep(0.01)
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()

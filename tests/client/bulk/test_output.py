@@ -10,8 +10,9 @@ import pytest
 
 from tests.client.bulk.conftest import Run, read_folder
 from tests.client.conftest import INFO
+from tests.client.indexes import MakeIndex
 from vlembed import InvalidInputError, OutputError
-from vlembed.bulk import read_blocks, verify
+from vlembed.bulk import load_into, read_blocks, verify
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -36,6 +37,35 @@ def test_ids_that_occur_twice_are_told(run: Run, tmp_path: Path, output: Path) -
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"id": own, "text": "fine"}) for own in ids))
     run(tmp_path / "rows.jsonl")
     assert verify(output).duplicate_ids == {"a": 3, "b": 2}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("kind", ["flat", "milvus flat"])
+def test_an_index_takes_an_output(
+    run: Run, texts: Path, output: Path, make_index: MakeIndex, kind: str, dtype: str
+) -> None:
+    run(texts, dtype=dtype)
+    index = make_index(kind, dimensions=8, fingerprint=INFO["fingerprint"])
+    for _ in range(2):  # what is loaded again is replaced
+        assert load_into(index, output) == len(index) == 30
+    for row in read_folder(output / "shards"):
+        first = index.search(np.array(row["embedding"], np.float32), k=1)[0]
+        assert first.score == pytest.approx(1, abs=1e-5)
+        match = next(m for m in index.search(np.array(row["embedding"], np.float32), k=30) if m.id == row["id"])
+        assert match.score == pytest.approx(1, abs=1e-5)
+        assert match.metadata == json.loads(row["metadata"])
+
+
+def test_an_index_refuses_an_output(run: Run, texts: Path, tmp_path: Path, output: Path, make_index: MakeIndex) -> None:
+    run(texts)
+    with pytest.raises(InvalidInputError, match="fingerprint '0123456789abcdef', but the index holds vectors of 'f'"):
+        load_into(make_index("flat", dimensions=8), output)
+    (tmp_path / "rows.jsonl").write_text('{"id": "a", "text": "one"}\n{"id": "a", "text": "two"}')
+    run(tmp_path / "rows.jsonl", output=tmp_path / "other")
+    index = make_index("flat", dimensions=8, fingerprint=INFO["fingerprint"])
+    with pytest.raises(InvalidInputError, match=r"several vectors for an id \(\{'a': 2\}\)"):
+        load_into(index, tmp_path / "other")
+    assert len(index) == 0
 
 
 @pytest.mark.parametrize("folder", ["shards", "errors"])

@@ -5,53 +5,79 @@ Knows neither formats nor protocols: `_items` reads what the caller passes, `_pa
 
 from __future__ import annotations
 
+import math
+import operator
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from ._connect import open_transport
-from ._exceptions import InvalidInputError, ItemError, ProtocolError, RequestTimeoutError, VlembedError
+from ._connect import open_transports
+from ._exceptions import InvalidInputError, ItemError, RequestTimeoutError, VlembedError
+from ._failover import FailoverTransport
 from ._info import ServerInfo
-from ._items import ItemLike, as_sequence, check_bounds, prepare
-from ._packing import split
+from ._items import ItemLike, PreparedItem, as_iterable, as_sequence, check_bounds, check_item, prepare, prepare_item
+from ._packing import Pack, split
+from ._progress import with_progress
 from ._request import Call, Outcome
-from ._result import Embeddings, concatenate
+from ._result import EmbeddedItem, Embeddings, stack
+from ._retry import Retry, RetryTransport
 from ._similarity import Metric, similarity
+from ._stream import Plan, Stream
 from ._transport import TLS, Transport
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 DEFAULT_QUERY_INSTRUCTION = "Retrieve images or text relevant to the user's query."
-NO_TOKENS = np.empty(0, np.int32)
 MAX_TIMEOUT_S = 86_400  # sockets take no more than some weeks, and nobody waits so long
 PROBE_TIMEOUT_S = 5.0
 PROBE_INTERVAL_S = 0.2
 
 
-class EmbedOptions(TypedDict, total=False):
-    """The keyword arguments of `EmbeddingClient.embed`, except `instruction`."""
+OnError = Literal["raise", "skip", "return"]
 
-    dimensions: int | None
+
+class ItemOptions(TypedDict, total=False):
+    """The keyword arguments of `EmbeddingClient.embed` that say how items are read."""
+
     max_pixels: int | None
     truncate: bool
     allow_reference_text: bool
 
 
+class EmbedOptions(ItemOptions, total=False):
+    """The keyword arguments of `EmbeddingClient.embed`, except `instruction`."""
+
+    dimensions: int | None
+
+
+class StreamOptions(EmbedOptions, total=False):
+    """The keyword arguments of `EmbeddingClient.embed_many`, except `on_error`."""
+
+    instruction: str | None
+    progress: bool
+
+
 class EmbeddingClient:
-    """A connection to a vlembed server; threads may share it. Close it, or use it in a `with` statement.
+    """A connection to vlembed servers; threads may share it. Close it, or use it in a `with` statement.
 
     Parameters
     ----------
     url
-        grpc://host:port, grpcs://host:port, http://host:port or https://host:port.
+        grpc://host:port, grpcs://host:port, http://host:port or https://host:port; or several, in any mix, of servers
+        of one model. Requests go to the least busy one; one that fails is left alone until it is ready again.
     timeout_s
-        Of one request; a call that is split makes several.
+        Of one request, each time that it is sent; a call that is split makes several.
+    total_timeout_s
+        Of one call with all its requests, retries and pauses; of `embed_many`, of each pack. None sets no bound.
+    retry
+        When a request is sent again.
     concurrency
         The most requests in flight of one call.
     tls
@@ -69,23 +95,28 @@ class EmbeddingClient:
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         *,
         timeout_s: float = 60.0,
+        total_timeout_s: float | None = None,
+        retry: Retry = Retry(),  # noqa: B008 - it is frozen
         concurrency: int = 4,
         tls: TLS | None = None,
         headers: Mapping[str, str] | None = None,
         transport: Transport | None = None,
     ) -> None:
-        if not isinstance(timeout_s, int | float) or not 0 < timeout_s <= MAX_TIMEOUT_S:
-            raise InvalidInputError(f"timeout_s is {timeout_s!r}. Pass seconds above 0, up to {MAX_TIMEOUT_S} (a day).")
+        for name, value in (("timeout_s", timeout_s), ("total_timeout_s", total_timeout_s)):
+            if value is not None and (not isinstance(value, int | float) or not 0 < value <= MAX_TIMEOUT_S):
+                raise InvalidInputError(f"{name} is {value!r}. Pass seconds above 0, up to {MAX_TIMEOUT_S} (a day).")
         if not isinstance(concurrency, int) or concurrency < 1:
             raise InvalidInputError(f"concurrency is {concurrency!r}. Pass a whole number, 1 or more.")
-        self._url = url
-        self._timeout_s = timeout_s
-        self._transport = transport or open_transport(url, tls=tls, headers=headers)
+        self._url = url if isinstance(url, str) else " or ".join(url)
+        self._total_timeout_s = total_timeout_s
+        transports = {self._url: transport} if transport else open_transports(url, tls=tls, headers=headers)
+        self._transport = RetryTransport(FailoverTransport(transports), retry, timeout_s)
         self._concurrency = concurrency
         self._info: ServerInfo | None = None
+        self._streams: set[Stream] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -96,11 +127,13 @@ class EmbeddingClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; requests in flight may fail, and later ones raise `ConnectError`."""
+        """Close every connection; requests in flight may fail, and later ones raise `ConnectError`."""
+        for stream in tuple(self._streams):
+            stream.stop()
         self._transport.close()
 
     def wait_until_ready(self, timeout_s: float = 60.0) -> None:
-        """Return once the server and its models are ready.
+        """Return once the server and its models are ready; of several servers, one.
 
         Raises
         ------
@@ -120,15 +153,7 @@ class EmbeddingClient:
 
     def info(self) -> ServerInfo:
         """Return what the server says of itself; it is asked once."""
-        if self._info is None:
-            answer = self._transport.infer("info", {}, ("info",), self._timeout_s)["info"]
-            if answer.dtype != np.object_ or answer.shape != (1,):
-                raise ProtocolError(
-                    f"info of {self._url} is {answer.dtype} {answer.shape} instead of one string. "
-                    "Is it a vlembed server?"
-                )
-            self._info = ServerInfo.from_json(answer[0])
-        return self._info
+        return self._info_before(self._deadline())
 
     def embed(
         self,
@@ -170,24 +195,102 @@ class EmbeddingClient:
         VlembedError
             Of another kind, if the server cannot be reached or fails.
         """
+        deadline = self._deadline()
         prepared = prepare(as_sequence(items), instruction=instruction, allow_reference_text=allow_reference_text)
-        info = self.info()
+        info = self._info_before(deadline)
         check_bounds(prepared, info.bounds)
-        low, high = info.bounds["min_pixels"], info.bounds["max_pixels"]
-        if not isinstance(truncate, bool):
-            raise InvalidInputError(f"truncate is {truncate!r}. Pass True or False.")
-        options = {
-            **_option("dimensions", dimensions, info.min_dimensions, info.dimensions),
-            **_option("max_pixels", max_pixels, low, high),
-            **({"truncate": np.array([True])} if truncate else {}),
-        }
-        size = dimensions or info.dimensions
-        call = Call(self._transport, self._timeout_s, prepared, options, size, info.fingerprint)
-        outcomes = self._send(call, list(split(prepared, info.bounds, max_pixels)))
+        call = _call(self._transport, info, dimensions, max_pixels, truncate)
+        outcomes = self._send(call, list(split(prepared, info.bounds, max_pixels)), deadline)
         if bad_items := [outcome for outcome in outcomes if isinstance(outcome, ItemError)]:
             raise InvalidInputError.of_items(bad_items, len(prepared))
-        none = Embeddings(np.empty((0, size), np.float32), NO_TOKENS, NO_TOKENS, info.fingerprint)
-        return concatenate([none, *(outcome for outcome in outcomes if isinstance(outcome, Embeddings))])
+        rows = [outcome for outcome in outcomes if isinstance(outcome, EmbeddedItem)]
+        return stack(rows, call.dimensions, info.fingerprint)
+
+    @overload
+    def embed_many(
+        self,
+        items: Iterable[ItemLike],
+        *,
+        on_error: Literal["raise", "skip"] = "raise",
+        **options: Unpack[StreamOptions],
+    ) -> Generator[EmbeddedItem, None, None]: ...
+
+    @overload
+    def embed_many(
+        self, items: Iterable[ItemLike], *, on_error: Literal["return"], **options: Unpack[StreamOptions]
+    ) -> Generator[EmbeddedItem | ItemError, None, None]: ...
+
+    def embed_many(
+        self,
+        items: Iterable[ItemLike],
+        *,
+        on_error: OnError = "raise",
+        progress: bool = False,
+        instruction: str | None = None,
+        dimensions: int | None = None,
+        max_pixels: int | None = None,
+        truncate: bool = False,
+        allow_reference_text: bool = False,
+    ) -> Generator[EmbeddedItem | ItemError, None, None]:
+        """Embed a stream of any length, and yield its rows in order as they come.
+
+        Items are read as far ahead as the requests in flight need, some hundreds, and sent in packs of even cost.
+        When the server takes no more, fewer requests are in flight. Closing the generator ends it.
+
+        Parameters
+        ----------
+        items
+            Any iterable of items as for `embed`, an endless one too; read in the caller's thread.
+        on_error
+            What becomes of an item that cannot be embedded: "raise" an `InvalidInputError` in its place, "skip" it, or
+            "return" an `ItemError` in its place.
+        progress
+            Show items/s, tokens/s, errors and the time left on stderr; needs the extra bulk.
+        instruction, dimensions, max_pixels, truncate, allow_reference_text
+            As for `embed`.
+
+        Yields
+        ------
+        EmbeddedItem or ItemError
+            Its `index` is that of the item in the iterable, from 0.
+
+        Raises
+        ------
+        InvalidInputError
+            A wrong option; or a bad item, if on_error is "raise".
+        MissingExtraError
+            progress is asked for, and tqdm is not installed.
+        VlembedError
+            Of another kind, whatever on_error is, if no server can be reached or one fails; what `items` raises comes
+            out as it is. What was yielded before is whole.
+        """
+        if on_error not in get_args(OnError):
+            raise InvalidInputError(f"on_error is {on_error!r}. Pass one of {', '.join(get_args(OnError))}.")
+        items = as_iterable(items)
+
+        def prepare_one(item: ItemLike) -> PreparedItem:
+            prepared = prepare_item(item, instruction, allow_reference_text)
+            check_item(prepared, bounds)
+            return prepared
+
+        info = self.info()
+        bounds = info.bounds
+        transport = self._transport.on_connect_errors_only()
+        plan = Plan(
+            call=_call(transport, info, dimensions, max_pixels, truncate),
+            transport=transport,
+            prepare=prepare_one,
+            bounds=bounds,
+            max_pixels=max_pixels,
+            concurrency=self._concurrency,
+            total_timeout_s=self._total_timeout_s,
+            ends_at_error=on_error == "raise",
+        )
+        stream = Stream(plan, items)
+        outcomes = stream.outcomes()
+        if progress:
+            outcomes = with_progress(outcomes, operator.length_hint(items) or None)
+        return self._follow(stream, outcomes, on_error)
 
     def embed_query(
         self,
@@ -241,11 +344,50 @@ class EmbeddingClient:
 
         return similarity(vectors(a), vectors(b), metric=metric, pairwise=pairwise)
 
-    def _send(self, call: Call, packs: Sequence[range]) -> list[Outcome]:
+    def _deadline(self) -> float:
+        return time.monotonic() + (self._total_timeout_s or math.inf)
+
+    def _info_before(self, deadline: float) -> ServerInfo:
+        if self._info is None:
+            answer = self._transport.infer("info", {}, ("info",), deadline - time.monotonic())
+            self._info = ServerInfo.from_tensor(answer["info"], self._url)
+        return self._info
+
+    def _send(self, call: Call, packs: Sequence[Pack], deadline: float) -> list[Outcome]:
         if len(packs) < 2:
-            return [outcome for pack in packs for outcome in call.send(pack)]
+            return [outcome for pack in packs for outcome in call.send(pack, deadline)]
         with ThreadPoolExecutor(min(self._concurrency, len(packs)), thread_name_prefix="vlembed") as pool:
-            return [outcome for outcomes in pool.map(call.send, packs) for outcome in outcomes]
+            sent = pool.map(lambda pack: call.send(pack, deadline), packs)
+            return [outcome for outcomes in sent for outcome in outcomes]
+
+    def _follow(
+        self, stream: Stream, outcomes: Generator[Outcome, None, None], on_error: OnError
+    ) -> Generator[Outcome, None, None]:
+        """Yield what a stream does, with its errors as asked for; `close` stops it meanwhile."""
+        self._streams.add(stream)
+        try:
+            with closing(outcomes):
+                for outcome in outcomes:
+                    if isinstance(outcome, EmbeddedItem) or on_error == "return":
+                        yield outcome
+                    elif on_error == "raise":
+                        raise InvalidInputError(f"item {outcome.index}: {outcome.message}", [outcome])
+        finally:
+            self._streams.discard(stream)
+
+
+def _call(
+    transport: Transport, info: ServerInfo, dimensions: int | None, max_pixels: int | None, truncate: bool
+) -> Call:
+    """Return what all requests share, after checking the options."""
+    if not isinstance(truncate, bool):
+        raise InvalidInputError(f"truncate is {truncate!r}. Pass True or False.")
+    options = {
+        **_option("dimensions", dimensions, info.min_dimensions, info.dimensions),
+        **_option("max_pixels", max_pixels, info.bounds["min_pixels"], info.bounds["max_pixels"]),
+        **({"truncate": np.array([True])} if truncate else {}),
+    }
+    return Call(transport, options, dimensions or info.dimensions, info.fingerprint)
 
 
 def _option(name: str, value: int | None, low: int, high: int) -> dict[str, npt.NDArray[Any]]:

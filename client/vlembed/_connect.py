@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
@@ -31,6 +31,16 @@ def open_transport(url: str, *, tls: TLS | None, headers: Mapping[str, str] | No
             raise InvalidInputError(f"header {name!r} or its value cannot be sent. Use one line of printable ASCII.")
     transport = GrpcTransport if address.scheme in ("grpc", "grpcs") else HttpTransport
     return transport(address, tls=tls, headers=headers)
+
+
+def open_transports(
+    urls: str | Sequence[str], *, tls: TLS | None, headers: Mapping[str, str] | None
+) -> dict[str, Transport]:
+    """Return the transport of each URL; errors as of `open_transport`."""
+    urls = [urls] if isinstance(urls, str) else list(urls)
+    if not urls:
+        raise InvalidInputError("url is an empty sequence. Pass the URL of at least one server.")
+    return {url: open_transport(url, tls=tls, headers=headers) for url in urls}
 
 
 def _split_url(url: str) -> SplitResult:

@@ -7,6 +7,7 @@ VlembedError
 ├── OverloadedError        the server takes no more now; the same request may do later
 ├── ServerError            the server failed, or refused for another reason
 ├── ProtocolError          what answered does not speak as a vlembed server does
+├── OutputError            the files of a bulk run cannot be written, are in use, or are damaged
 └── MissingExtraError      a library is not installed that only this feature needs; also an ImportError
 """
 
@@ -73,6 +74,10 @@ class ServerError(VlembedError):
 
 class ProtocolError(VlembedError):
     """What answered does not speak as a vlembed server does."""
+
+
+class OutputError(VlembedError):
+    """The files of a bulk run cannot be written, are in use, or are damaged."""
 
 
 class MissingExtraError(VlembedError, ImportError):

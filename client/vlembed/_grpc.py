@@ -12,7 +12,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from ._exceptions import ConnectError, ProtocolError, RequestTimeoutError, VlembedError
-from ._transport import TLS, Tensors, refusal
+from ._transport import TLS, Tensors, closed, refusal
 
 CHANNEL_ARGS = [
     ("grpc.max_send_message_length", -1),
@@ -78,21 +78,21 @@ class GrpcTransport:
 
     def _call(self, method: Any, timeout_s: float, **arguments: Any) -> Any:
         if self._is_closed:
-            raise _closed()
+            raise closed()
         try:
             return method(**arguments, headers=self._headers, client_timeout=timeout_s)
         except InferenceServerException as error:
             raise self._translate(error, timeout_s) from error
         except ValueError as error:  # how grpc tells that another thread closed the channel
-            raise _closed() from error
+            raise closed() from error
 
     def _translate(self, error: InferenceServerException, timeout_s: float) -> VlembedError:
         status = str(error.status()).removeprefix("StatusCode.")
         message = error.message() or ""
         if self._is_closed:
-            return _closed()
+            return closed()
         if status == "DEADLINE_EXCEEDED":
-            return RequestTimeoutError(f"{self._url} gave no answer within {timeout_s} s. Pass a longer timeout_s.")
+            return RequestTimeoutError(f"{self._url} gave no answer within {timeout_s:.2f} s. Pass a longer timeout_s.")
         if status == "UNAVAILABLE" and BROKEN.search(message):
             return ConnectError(f"cannot reach {self._url} ({message}). Is the server up, and is this its gRPC port?")
         if status == "UNIMPLEMENTED":
@@ -104,7 +104,3 @@ def _input(name: str, value: npt.NDArray[Any]) -> Any:
     tensor = grpc.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
     tensor.set_data_from_numpy(value)
     return tensor
-
-
-def _closed() -> ConnectError:
-    return ConnectError("this client is closed. Make a new EmbeddingClient.")

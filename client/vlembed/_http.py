@@ -5,13 +5,18 @@ tritonclient.http is not used: its connections work only in the thread that made
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import socket
 import ssl
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from typing import Any
+from contextlib import suppress
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
+from typing import Any, cast
 from urllib.parse import SplitResult
 
 import numpy as np
@@ -31,7 +36,7 @@ from ._exceptions import (
     RequestTimeoutError,
     VlembedError,
 )
-from ._transport import TLS, Tensors, refusal
+from ._transport import TLS, Tensors, closed, refusal
 
 HEADER_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON before the binary tensors
 UNAVAILABLE = (429, 502, 503)
@@ -46,6 +51,7 @@ class HttpTransport:
         self._context = _ssl_context(tls or TLS()) if address.scheme == "https" else None
         self._headers = dict(headers or {})
         self._idle: deque[HTTPConnection] = deque()
+        self._lent: set[HTTPConnection] = set()
         self._is_closed = False
 
     def infer(
@@ -75,41 +81,66 @@ class HttpTransport:
         self._is_closed = True
         while self._idle:
             self._idle.pop().close()
+        for connection in tuple(self._lent):
+            with suppress(AttributeError, OSError):  # not connected, or no longer
+                connection.sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for it
 
     def _exchange(
         self, method: str, path: str, header: Mapping[str, str], body: bytes, timeout_s: float
     ) -> tuple[int, str | None, bytes]:
         """Send a request and read the whole answer: status, header length, body."""
+        deadline = time.monotonic() + timeout_s
         while True:
-            if self._is_closed:
-                raise ConnectError("this client is closed. Make a new EmbeddingClient.")
-            connection, is_reused = self._borrow(timeout_s)
+            connection, is_reused = self._borrow()
             try:
-                connection.request(method, self._address.path.rstrip("/") + path, body, self._headers | dict(header))
-                response = connection.getresponse()
-                answer = response.status, response.getheader(HEADER_LENGTH), response.read()
+                if self._is_closed:
+                    raise closed()
+                return self._send(connection, deadline, method, path, header, body)
             except BaseException as error:
                 connection.close()
+                if self._is_closed:
+                    raise closed() from error
                 if is_reused and isinstance(error, ConnectionError):
                     continue  # the server closed it while it was idle; each round uses up one, and the last is new
                 if isinstance(error, OSError | HTTPException | UnicodeError):  # the last of impossible host names
                     raise self._broken(error, timeout_s) from error
                 raise
-            self._give_back(connection)
-            return answer
+            finally:
+                self._lent.discard(connection)
 
-    def _borrow(self, timeout_s: float) -> tuple[HTTPConnection, bool]:
+    def _send(
+        self,
+        connection: HTTPConnection,
+        deadline: float,
+        method: str,
+        path: str,
+        header: Mapping[str, str],
+        body: bytes,
+    ) -> tuple[int, str | None, bytes]:
+        if connection.sock is None:
+            connection.timeout = _left_s(deadline)
+            connection.connect()
+            if self._is_closed:  # meanwhile
+                raise closed()
+        connection.sock.settimeout(_left_s(deadline))
+        connection.response_class = partial(TimedResponse, deadline=deadline)  # type: ignore[assignment]
+        connection.request(method, self._address.path.rstrip("/") + path, body, self._headers | dict(header))
+        with connection.getresponse() as response:
+            if cast(TimedResponse, response).incoming.is_at_end:  # http.client takes a head that was cut as complete
+                raise IncompleteRead(b"")
+            answer = response.status, response.getheader(HEADER_LENGTH), response.read()
+        self._give_back(connection)
+        return answer
+
+    def _borrow(self) -> tuple[HTTPConnection, bool]:
         try:
-            connection = self._idle.pop()
+            connection, is_reused = self._idle.pop(), True
         except IndexError:
             host, port = self._address.hostname or "", self._address.port
-            if self._context is None:
-                return HTTPConnection(host, port, timeout=timeout_s), False
-            return HTTPSConnection(host, port, timeout=timeout_s, context=self._context), False
-        connection.timeout = timeout_s
-        if connection.sock is not None:  # else the server asked to close it, and it connects again
-            connection.sock.settimeout(timeout_s)
-        return connection, True
+            secure = self._context and HTTPSConnection(host, port, context=self._context)
+            connection, is_reused = secure or HTTPConnection(host, port), False
+        self._lent.add(connection)
+        return connection, is_reused
 
     def _give_back(self, connection: HTTPConnection) -> None:
         self._idle.append(connection)
@@ -118,7 +149,9 @@ class HttpTransport:
 
     def _broken(self, error: OSError | HTTPException | UnicodeError, timeout_s: float) -> VlembedError:
         if isinstance(error, TimeoutError):
-            return RequestTimeoutError(f"{self._url} gave no answer within {timeout_s} s. Pass a longer timeout_s.")
+            return RequestTimeoutError(f"{self._url} gave no answer within {timeout_s:.2f} s. Pass a longer timeout_s.")
+        if isinstance(error, IncompleteRead):
+            return ConnectError(f"{self._url} broke the connection in the middle of an answer ({error!r}).")
         if isinstance(error, OSError | UnicodeError):
             return ConnectError(f"cannot reach {self._url} ({error}). Is the server up, and is this its HTTP port?")
         return ProtocolError(f"{self._url} does not speak HTTP as it should ({error!r}). Is this its HTTP port?")
@@ -132,6 +165,47 @@ class HttpTransport:
                 return OverloadedError(f"{self._url} takes no more now ({text}). Try again later.")
             return ProtocolError(f"{self._url} does not answer as Triton does ({text}). Is this its HTTP port?")
         return refusal(message, is_unavailable=status in UNAVAILABLE, status=f"HTTP {status}")
+
+
+class TimedReader(io.RawIOBase):
+    """What a socket receives until a deadline, however slowly it comes: a socket's own timeout is for each wait."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._raw = sock.makefile("rb", buffering=0)
+        self._deadline = deadline
+        self.is_at_end = False
+
+    def readable(self) -> bool:
+        """See `io.RawIOBase`, here and below."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._sock.settimeout(_left_s(self._deadline))
+        num_bytes = self._raw.readinto(buffer)
+        self.is_at_end = num_bytes == 0
+        return num_bytes
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class TimedResponse(HTTPResponse):
+    """An answer of which all must have come by the deadline."""
+
+    def __init__(self, sock: socket.socket, *arguments: Any, deadline: float, **options: Any) -> None:
+        super().__init__(sock, *arguments, **options)
+        self.fp.close()
+        self.incoming = TimedReader(sock, deadline)
+        self.fp = io.BufferedReader(self.incoming)
+
+
+def _left_s(deadline: float) -> float:
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError("timed out")
+    return left_s
 
 
 def _ssl_context(tls: TLS) -> ssl.SSLContext:

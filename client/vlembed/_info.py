@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from ._exceptions import ProtocolError
 
@@ -34,8 +38,23 @@ class ServerInfo:
     bounds: Mapping[str, int]  # of a request and of an item; the server splits nothing, the client does
 
     @classmethod
+    def from_tensor(cls, tensor: npt.NDArray[Any], url: str) -> ServerInfo:
+        """Read the answer of the model `info`.
+
+        Raises
+        ------
+        ProtocolError
+            It is not one string, or not what a vlembed server says.
+        """
+        if tensor.dtype != np.object_ or tensor.shape != (1,):
+            raise ProtocolError(
+                f"info of {url} is {tensor.dtype} {tensor.shape} instead of one string. Is it a vlembed server?"
+            )
+        return cls.from_json(tensor[0])
+
+    @classmethod
     def from_json(cls, data: bytes) -> ServerInfo:
-        """Read the answer of the model `info`, and ignore what a newer server adds.
+        """Read what the model `info` says, and ignore what a newer server adds.
 
         Raises
         ------

@@ -65,23 +65,34 @@ class PreparedItem:
         return read_size(self.image)
 
 
-class _BadItemError(Exception):
+class BadItemError(Exception):
+    """What is wrong with an item, wherever it stands."""
+
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
 
+    def at(self, index: int) -> ItemError:
+        """Say it of the item at an index."""
+        return ItemError(index, self.code, str(self))
 
-def as_sequence(items: ItemLike | Iterable[ItemLike]) -> Sequence[ItemLike]:
-    """Return a single item as a list of one, and several as a sequence."""
+
+def as_iterable(items: ItemLike | Iterable[ItemLike]) -> Iterable[ItemLike]:
+    """Return a single item as a list of one, and several as they are."""
     if isinstance(items, bytearray | memoryview):
         items = bytes(items)
     if isinstance(items, str | bytes | Path | np.ndarray | Item) or _is_pillow(items):
         return [items]
     if isinstance(items, Iterable) and not isinstance(items, Mapping | set | frozenset):
-        return list(items)
+        return items
     raise InvalidInputError(
-        f"items is of type {_type_name(items)}. Pass one item or a sequence; an item is a str, {IMAGES}, or an Item."
+        f"items is of type {_type_name(items)}. Pass one item or several; an item is a str, {IMAGES}, or an Item."
     )
+
+
+def as_sequence(items: ItemLike | Iterable[ItemLike]) -> Sequence[ItemLike]:
+    """Return a single item as a list of one, and several as a list."""
+    return list(as_iterable(items))
 
 
 def prepare(items: Sequence[ItemLike], *, instruction: str | None, allow_reference_text: bool) -> list[PreparedItem]:
@@ -92,7 +103,7 @@ def prepare(items: Sequence[ItemLike], *, instruction: str | None, allow_referen
     InvalidInputError
         Listing every item of a wrong type, without content, unreadable, or that looks like a reference.
     """
-    return _for_each(items, lambda item: _prepare_item(item, instruction, allow_reference_text))
+    return _for_each(items, lambda item: prepare_item(item, instruction, allow_reference_text))
 
 
 def check_bounds(items: Sequence[PreparedItem], bounds: Mapping[str, int]) -> None:
@@ -103,7 +114,7 @@ def check_bounds(items: Sequence[PreparedItem], bounds: Mapping[str, int]) -> No
     InvalidInputError
         Listing every item that is too large.
     """
-    _for_each(items, lambda item: _check_bytes(item, bounds))
+    _for_each(items, lambda item: check_item(item, bounds))
 
 
 def _for_each(items: Sequence[T], step: Callable[[T], R]) -> list[R]:
@@ -112,18 +123,19 @@ def _for_each(items: Sequence[T], step: Callable[[T], R]) -> list[R]:
     for index, item in enumerate(items):
         try:
             results.append(step(item))
-        except _BadItemError as error:
-            errors.append(ItemError(index, error.code, str(error)))
+        except BadItemError as error:
+            errors.append(error.at(index))
     if errors:
         raise InvalidInputError.of_items(errors, len(items))
     return results
 
 
-def _prepare_item(item: ItemLike, instruction: str | None, allow_reference_text: bool) -> PreparedItem:
+def prepare_item(item: ItemLike, instruction: str | None, allow_reference_text: bool) -> PreparedItem:
+    """Read and encode one item, or raise `BadItemError`."""
     if not isinstance(item, Item):
         item = Item(text=item) if isinstance(item, str) else Item(image=item)
     if item.text is None and item.image is None:
-        raise _BadItemError("ITEM_EMPTY", "the item has neither text nor image. Give it one.")
+        raise BadItemError("ITEM_EMPTY", "the item has neither text nor image. Give it one.")
     if isinstance(item.text, str) and not allow_reference_text:
         _refuse_reference(item.text)
     own = instruction if item.instruction is None else item.instruction
@@ -142,21 +154,22 @@ def _refuse_reference(text: str) -> None:
         (IMAGE_PATH, "the path of an image file", f"the image: pass Path({text[:60]!r})"),
     ):
         if pattern.fullmatch(text):
-            raise _BadItemError(
+            raise BadItemError(
                 "TEXT_IS_REFERENCE", f"the text {text[:60]!r} is {what}. You probably mean {meant}. {INSIST}"
             )
 
 
-def _check_bytes(item: PreparedItem, bounds: Mapping[str, int]) -> None:
+def check_item(item: PreparedItem, bounds: Mapping[str, int]) -> None:
+    """Raise `BadItemError` if the server would refuse an item for its bytes."""
     max_text_bytes, max_image_bytes = bounds["max_text_bytes"], bounds["max_image_bytes"]
     for name, size_bytes in (("text", len(item.text)), ("instruction", len(item.instruction))):
         if size_bytes > max_text_bytes:
-            raise _BadItemError(
+            raise BadItemError(
                 "TEXT_TOO_LARGE",
                 f"{name} has {size_bytes} bytes; the server takes {max_text_bytes}. Shorten or split it.",
             )
     if len(item.image) > max_image_bytes * 4 // 3 + 100:  # a data: URI of the largest image; the server checks exactly
-        raise _BadItemError(
+        raise BadItemError(
             "IMAGE_TOO_LARGE", f"image has {len(item.image)} bytes; the server takes {max_image_bytes}. Scale it down."
         )
 
@@ -165,12 +178,12 @@ def _encode_text(name: str, text: object) -> bytes:
     if text is None:
         return b""
     if not isinstance(text, str):
-        raise _BadItemError("WRONG_TYPE", f"{name} is of type {_type_name(text)}; it needs to be a str.")
+        raise BadItemError("WRONG_TYPE", f"{name} is of type {_type_name(text)}; it needs to be a str.")
     try:
         return text.encode()
     except UnicodeEncodeError as error:
         bad = text[error.start : error.end]
-        raise _BadItemError(
+        raise BadItemError(
             "TEXT_NOT_UTF8", f"{name} has {bad!r} at {error.start}, which UTF-8 cannot hold. Remove lone surrogates."
         ) from error
 
@@ -178,7 +191,7 @@ def _encode_text(name: str, text: object) -> bytes:
 def _encode_image(image: object) -> bytes:
     data = _image_bytes(image)
     if not data:
-        raise _BadItemError("IMAGE_EMPTY", "image has no bytes. Pass an encoded image, or leave it out.")
+        raise BadItemError("IMAGE_EMPTY", "image has no bytes. Pass an encoded image, or leave it out.")
     return data
 
 
@@ -190,14 +203,14 @@ def _image_bytes(image: object) -> bytes:
             return image.read_bytes()
         except (OSError, ValueError) as error:  # the latter for a NUL in the path
             reason = getattr(error, "strerror", None) or error
-            raise _BadItemError(
+            raise BadItemError(
                 "FILE_UNREADABLE",
                 f"image {str(image)!r} cannot be read ({reason}; the working folder is {str(Path.cwd())!r}). "
                 "Pass the path of an image file.",
             ) from error
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.dtype != np.uint8 or image.shape[2] not in (3, 4) or not image.size:
-            raise _BadItemError(
+            raise BadItemError(
                 "WRONG_ARRAY",
                 f"image is a numpy array {image.dtype} {image.shape}; it needs to be uint8 (H, W, 3) RGB or "
                 "(H, W, 4) RGBA. Convert it; pass several images as a list.",
@@ -207,14 +220,14 @@ def _image_bytes(image: object) -> bytes:
         try:
             return encode_pillow(image)
         except Exception as error:  # Pillow decodes here, and its decoders raise anything
-            raise _BadItemError(
+            raise BadItemError(
                 "IMAGE_UNDECODABLE", f"image {image!r} cannot be decoded ({error}). Pass one that Pillow can load."
             ) from error
     if isinstance(image, str):
-        raise _BadItemError(
+        raise BadItemError(
             "WRONG_TYPE", f"image is the str {image[:60]!r}. Pass Path(...) of a file, or .encode() of a data: URI."
         )
-    raise _BadItemError(
+    raise BadItemError(
         "WRONG_TYPE", f"the item or its image is of type {_type_name(image)}. Pass {IMAGES}, or a str as text."
     )
 

@@ -5,6 +5,7 @@ Letters: n items of the pack, d dimensions.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -14,10 +15,11 @@ import numpy.typing as npt
 
 from ._exceptions import InvalidInputError, ItemError, ProtocolError
 from ._items import PreparedItem
-from ._result import Embeddings
+from ._packing import Pack
+from ._result import EmbeddedItem
 from ._transport import Tensors, Transport
 
-Outcome: TypeAlias = Embeddings | ItemError
+Outcome: TypeAlias = EmbeddedItem | ItemError
 
 OUTPUTS = ("embedding", "text_tokens", "image_tokens")
 
@@ -27,27 +29,43 @@ class Call:
     """What all requests of one call share."""
 
     transport: Transport
-    timeout_s: float
-    items: Sequence[PreparedItem]
     options: Tensors  # dimensions, max_pixels, truncate, as far as they are given
     dimensions: int  # of the rows to come
     fingerprint: str
 
-    def send(self, pack: range) -> list[Outcome]:
-        """Embed the items of a pack, in halves if it is too large, and return the rows in order or every bad item."""
+    def send(self, pack: Pack, deadline: float) -> list[Outcome]:
+        """Embed a pack, in halves if it is too large, and return its rows in order, or every bad item and no other.
+
+        Parameters
+        ----------
+        pack
+            n items.
+        deadline
+            When to give up, by `time.monotonic`.
+        """
         try:
-            return [self._embed(self.items[pack.start : pack.stop])]
+            return [*self._embed(pack, deadline)]
         except InvalidInputError as error:
+            indexes = list(pack)
             if error.code == "PACK_TOO_LARGE" and len(pack) > 1:
                 middle = len(pack) // 2
-                return self.send(pack[:middle]) + self.send(pack[middle:])
+                halves = indexes[:middle], indexes[middle:]
+                return [outcome for half in halves for outcome in self.send({i: pack[i] for i in half}, deadline)]
             if error.code == "PACK_TOO_LARGE":
-                return [ItemError(pack.start, error.code, str(error))]
+                return [ItemError(indexes[0], error.code, str(error))]
             if not error.items or max(item.index for item in error.items) >= len(pack):
                 raise
-            return [ItemError(pack[item.index], item.code, item.message) for item in error.items]
+            return [ItemError(indexes[item.index], item.code, item.message) for item in error.items]
 
-    def _embed(self, items: Sequence[PreparedItem]) -> Embeddings:
+    def _embed(self, pack: Pack, deadline: float) -> list[EmbeddedItem]:
+        answer = self._ask(list(pack.values()), deadline)
+        rows = (answer[name] for name in OUTPUTS)
+        return [
+            EmbeddedItem(index, embedding.copy(), int(text_tokens), int(image_tokens), self.fingerprint)
+            for index, embedding, text_tokens, image_tokens in zip(pack, *rows, strict=True)
+        ]
+
+    def _ask(self, items: Sequence[PreparedItem], deadline: float) -> Tensors:
         has_images = any(item.image for item in items)
         inputs = {"text": _bytes([item.text for item in items]), **self.options}
         if has_images:
@@ -57,14 +75,10 @@ class Call:
         if any(item.instruction for item in items):
             instructions = [item.instruction for item in items]
             inputs["instruction"] = _bytes(instructions if len(set(instructions)) > 1 else instructions[:1])
-        answer = self.transport.infer("embed" if has_images else "embed_text", inputs, OUTPUTS, self.timeout_s)
+        model = "embed" if has_images else "embed_text"
+        answer = self.transport.infer(model, inputs, OUTPUTS, deadline - time.monotonic())
         self._check(answer, len(items))
-        return Embeddings(
-            array=answer["embedding"],
-            text_tokens=answer["text_tokens"],
-            image_tokens=answer["image_tokens"],
-            fingerprint=self.fingerprint,
-        )
+        return answer
 
     def _check(self, answer: Tensors, num_items: int) -> None:
         expected = {

@@ -1,4 +1,4 @@
-"""What `embed` returns."""
+"""What `embed` and `embed_many` return."""
 
 from __future__ import annotations
 
@@ -30,11 +30,23 @@ class Embeddings:
         return array.copy() if copy and array is self.array else array
 
 
-def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
-    """Join the rows of at least one part."""
+@dataclass(frozen=True, eq=False)
+class EmbeddedItem:
+    """The vector of one item, and what it cost."""
+
+    index: int  # of the item, as the caller passed it
+    embedding: npt.NDArray[np.float32]  # (d,), unit norm
+    text_tokens: int  # the template's included
+    image_tokens: int
+    fingerprint: str  # as of `Embeddings`
+
+
+def stack(items: Sequence[EmbeddedItem], dimensions: int, fingerprint: str) -> Embeddings:
+    """Join items as rows; there may be none."""
+    rows = [item.embedding for item in items]
     return Embeddings(
-        array=np.concatenate([part.array for part in parts]),
-        text_tokens=np.concatenate([part.text_tokens for part in parts]),
-        image_tokens=np.concatenate([part.image_tokens for part in parts]),
-        fingerprint=parts[0].fingerprint,
+        array=np.stack(rows) if rows else np.empty((0, dimensions), np.float32),
+        text_tokens=np.array([item.text_tokens for item in items], np.int32),
+        image_tokens=np.array([item.image_tokens for item in items], np.int32),
+        fingerprint=fingerprint,
     )

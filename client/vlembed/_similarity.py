@@ -1,10 +1,11 @@
-"""Similarity of vectors, higher is more similar; numpy only."""
+"""Similarity of vectors, higher is more similar; numpy only, and in blocks, so that memory stays bounded."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, TypeAlias, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ Metric: TypeAlias = Literal["cosine", "dot", "euclidean", "manhattan"]
 Array: TypeAlias = npt.NDArray[Any]
 
 NORM_ORDER = {"euclidean": 2, "manhattan": 1}
-BLOCK_ELEMENTS = 1 << 22  # of a temporary array of differences: 16 MiB in float32
+BLOCK_ELEMENTS = 1 << 22  # of a temporary array: 16 MiB in float32
 
 
 def similarity(
@@ -44,29 +45,128 @@ def similarity(
         Unknown metric; vectors that do not fit, are not finite, or are zero for the cosine; or two `Embeddings` of
         different models.
     """
-    if metric not in get_args(Metric):
-        raise InvalidInputError(f"metric is {metric!r}. Pass one of {', '.join(map(repr, get_args(Metric)))}.")
-    if isinstance(a, Embeddings) and isinstance(b, Embeddings) and a.fingerprint != b.fingerprint:
-        raise InvalidInputError(
-            f"a and b are embeddings of different models (fingerprints {a.fingerprint!r} and {b.fingerprint!r}), whose "
-            "vectors have nothing in common. Embed both with one server."
-        )
-    left, right = _vectors("a", a), _vectors("b", b)
-    if left.shape[1] != right.shape[1]:
-        raise InvalidInputError(
-            f"vectors of a have {left.shape[1]} dimensions and those of b {right.shape[1]}. "
-            "Embed both with the same dimensions."
-        )
+    left, right = _pair(("a", a), ("b", b), metric)
     if pairwise and len(left) != len(right):
         raise InvalidInputError(
             f"pairwise compares row by row, but a has {len(left)} rows and b has {len(right)}. Pass as many of both."
         )
-    if metric == "cosine":
-        left, right = _unit("a", left), _unit("b", right)
-    if metric in NORM_ORDER:
-        distances = _row_distances if pairwise else _all_distances
-        return np.subtract(0, distances(left, right, NORM_ORDER[metric]))  # 0 and not -0 for equal vectors
-    return np.asarray(np.einsum("nd,nd->n", left, right) if pairwise else left @ right.T)
+    if pairwise:
+        out = np.empty(len(left), np.result_type(left.dtype, right.dtype))
+        for rows in blocks(len(left), left.block_rows):
+            out[rows] = _compare_rows(left[rows], right[rows], metric)
+        return out
+    out = np.empty((len(left), len(right)), np.result_type(left.dtype, right.dtype))
+    for rows in blocks(len(left), left.block_rows):
+        some = left[rows]
+        for columns in blocks(len(right), right.block_rows):
+            out[rows, columns] = _compare_all(some, right[columns], metric)
+    return out
+
+
+class TopK(NamedTuple):
+    """The nearest rows of a gallery to each of q queries, best first; of equal ones the earlier row."""
+
+    scores: Array  # floats (q, k)
+    indices: npt.NDArray[np.int64]  # (q, k), of rows of the gallery
+
+
+def top_k(
+    queries: Embeddings | npt.ArrayLike,
+    gallery: Embeddings | npt.ArrayLike,
+    k: int = 10,
+    *,
+    metric: Metric = "cosine",
+) -> TopK:
+    """Find the k rows of a gallery that are most similar to each query, exactly, without the matrix of all with all.
+
+    Beside its arguments and its result it needs some 100 MiB, however many there are of both; arrays of numpy.memmap
+    stay on the disk.
+
+    Parameters
+    ----------
+    queries, gallery
+        Vectors, shape (q, d) and (m, d); (d,) is one vector.
+    k
+        1 or more; of a gallery of fewer rows all are returned.
+    metric
+        As for `similarity`.
+
+    Returns
+    -------
+    TopK
+        Scores and indices, both (q, min(k, m)).
+
+    Raises
+    ------
+    InvalidInputError
+        As `similarity` does, or for a wrong k.
+    """
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise InvalidInputError(f"k is {k!r}. Pass a whole number, 1 or more.")
+    left, right = _pair(("queries", queries), ("gallery", gallery), metric)
+    k = min(int(k), len(right))
+    scores = np.empty((len(left), k), np.result_type(left.dtype, right.dtype))
+    indices = np.empty((len(left), k), np.int64)
+    for rows in blocks(len(left), left.block_rows):
+        some = left[rows]
+        best, best_indices = scores[rows, :0], indices[rows, :0]
+        for columns in blocks(len(right), right.block_rows):
+            seen = np.hstack([best, _compare_all(some, right[columns], metric)])  # earlier rows first
+            chosen = _best_columns(seen, min(k, seen.shape[1]))
+            num_old = best.shape[1]
+            old = np.take_along_axis(best_indices, np.minimum(chosen, num_old - 1), 1) if num_old else 0
+            best_indices = np.where(chosen < num_old, old, columns.start + chosen - num_old)
+            best = np.take_along_axis(seen, chosen, 1)
+        scores[rows], indices[rows] = best, best_indices
+    return TopK(scores, indices)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Vectors (n, d) of a comparison, converted and normalised a block at a time."""
+
+    vectors: Array
+    norms: Array | None  # (n,), if they are to be divided by them
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, rows: slice) -> Array:
+        block: Array = self.vectors[rows].astype(self.dtype, copy=False)
+        return block if self.norms is None else unit(block, self.norms[rows])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.vectors.dtype if self.vectors.dtype == np.float64 else np.dtype(np.float32)
+
+    @property
+    def block_rows(self) -> int:
+        """Of a block whose elements, and those of its product with another, are `BLOCK_ELEMENTS` at most."""
+        return max(1, min(BLOCK_ELEMENTS // self.vectors.shape[1], math.isqrt(BLOCK_ELEMENTS)))
+
+
+Named: TypeAlias = "tuple[str, Embeddings | npt.ArrayLike]"
+
+
+def _pair(a: Named, b: Named, metric: Metric) -> tuple[_Side, _Side]:
+    """Check two arguments, each with its name."""
+    if metric not in get_args(Metric):
+        raise InvalidInputError(f"metric is {metric!r}. Pass one of {', '.join(map(repr, get_args(Metric)))}.")
+    (one, left), (other, right) = a, b
+    if isinstance(left, Embeddings) and isinstance(right, Embeddings) and left.fingerprint != right.fingerprint:
+        raise InvalidInputError(
+            f"{one} and {other} are embeddings of different models (fingerprints {left.fingerprint!r} and "
+            f"{right.fingerprint!r}), whose vectors have nothing in common. Embed both with one server."
+        )
+    left, right = _vectors(one, left), _vectors(other, right)
+    if left.shape[1] != right.shape[1]:
+        raise InvalidInputError(
+            f"vectors of {one} have {left.shape[1]} dimensions and those of {other} {right.shape[1]}. "
+            "Embed both with the same dimensions."
+        )
+    is_cosine = metric == "cosine"
+    norms = [row_norms(name, side, refuse_zero=is_cosine) for name, side in ((one, left), (other, right))]
+    return _Side(left, norms[0] if is_cosine else None), _Side(right, norms[1] if is_cosine else None)
 
 
 def _vectors(name: str, value: Embeddings | npt.ArrayLike) -> Array:
@@ -79,41 +179,67 @@ def _vectors(name: str, value: Embeddings | npt.ArrayLike) -> Array:
             f"{name} is an array {vectors.dtype} {vectors.shape}; vectors are real numbers (n, d) or (d,). "
             "To compare texts or images, call EmbeddingClient.similarity."
         )
-    vectors = np.atleast_2d(vectors)
-    if vectors.dtype not in (np.float32, np.float64):
-        vectors = vectors.astype(np.float32)
-    if bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
+    return np.asarray(np.atleast_2d(vectors))
+
+
+def row_norms(name: str, vectors: Array, *, refuse_zero: bool) -> npt.NDArray[np.float64]:
+    """Return the norms of rows (n, d), in float64 so that the square of no float32 overflows or vanishes.
+
+    Raises
+    ------
+    InvalidInputError
+        Naming rows that are not finite, or zero if those are refused.
+    """
+    norms: npt.NDArray[np.float64] = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+    if bad := np.flatnonzero(~np.isfinite(norms)).tolist():
         raise InvalidInputError(f"{name} has rows that are not finite: {bad[:10]}. Remove them.")
-    return np.asarray(vectors)
-
-
-def _unit(name: str, vectors: Array) -> Array:
-    largest = np.abs(vectors).max(axis=1, keepdims=True)
-    scaled = vectors / np.where(largest > 0, largest, 1)  # so that no square overflows or vanishes
-    norms = np.linalg.norm(scaled, axis=1, keepdims=True)
-    if bad := np.flatnonzero(norms == 0).tolist():
+    if refuse_zero and (bad := np.flatnonzero(norms == 0).tolist()):
         raise InvalidInputError(
             f"{name} has zero rows: {bad[:10]}; the cosine of a zero vector is undefined. Remove them."
         )
-    return np.asarray(scaled / norms)
+    return norms
 
 
-def _blocks(size: int, step: int) -> Iterator[slice]:
-    return (slice(start, start + step) for start in range(0, size, step))
+def unit(vectors: Array, norms: npt.NDArray[np.float64]) -> Array:
+    """Divide rows by their norms; float16 becomes float32."""
+    dtype = np.result_type(vectors, np.float32)
+    return np.asarray(np.divide(vectors, norms[:, None].astype(dtype), dtype=dtype))
 
 
-def _row_distances(a: Array, b: Array, order: int) -> Array:
-    out = np.empty(len(a), np.result_type(a, b))
-    for rows in _blocks(len(a), max(1, BLOCK_ELEMENTS // a.shape[1])):
-        out[rows] = np.linalg.norm(a[rows] - b[rows], order, axis=-1)
-    return out
+def blocks(size: int, step: int) -> Iterator[slice]:
+    """Cut 0 ... size into slices of a step."""
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
-def _all_distances(a: Array, b: Array, order: int) -> Array:
-    """Compute square blocks, so that memory stays bounded; differences, because dot products lose near duplicates."""
+def _best_columns(scores: Array, k: int) -> npt.NDArray[np.int64]:
+    """Return the columns of the k highest scores of every row, best first, of equal ones the first; (n, k)."""
+    num_columns = scores.shape[1]
+    chosen = np.argpartition(scores, num_columns - k, axis=1)[:, num_columns - k :]
+    lowest = np.take_along_axis(scores, chosen, 1).min(axis=1, keepdims=True)
+    tied = np.flatnonzero((scores >= lowest).sum(axis=1) > k)  # the partition took any of those
+    chosen[tied] = np.argsort(-scores[tied], axis=1, kind="stable")[:, :k]
+    chosen.sort(axis=1)
+    order = np.argsort(-np.take_along_axis(scores, chosen, 1), axis=1, kind="stable")
+    return np.take_along_axis(chosen, order, 1)
+
+
+def _compare_rows(a: Array, b: Array, metric: Metric) -> Array:
+    if metric in NORM_ORDER:
+        return _negative(np.linalg.norm(a - b, NORM_ORDER[metric], axis=-1))
+    return np.asarray(np.einsum("nd,nd->n", a, b))
+
+
+def _compare_all(a: Array, b: Array, metric: Metric) -> Array:
+    """Compare all of two blocks; by differences for distances, because dot products lose near duplicates."""
+    if metric not in NORM_ORDER:
+        return np.asarray(a @ b.T)
     out = np.empty((len(a), len(b)), np.result_type(a, b))
     step = max(1, math.isqrt(BLOCK_ELEMENTS // a.shape[1]))
-    for rows in _blocks(len(a), step):
-        for columns in _blocks(len(b), step):
-            out[rows, columns] = np.linalg.norm(a[rows, None] - b[None, columns], order, axis=-1)
-    return out
+    for rows in blocks(len(a), step):
+        for columns in blocks(len(b), step):
+            out[rows, columns] = np.linalg.norm(a[rows, None] - b[None, columns], NORM_ORDER[metric], axis=-1)
+    return _negative(out)
+
+
+def _negative(distances: Array) -> Array:
+    return np.subtract(0, distances)  # 0 and not -0 for equal vectors

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy.typing as npt
 
-from ._exceptions import InvalidInputError, ItemError, OverloadedError, ServerError, VlembedError
+from ._exceptions import ConnectError, InvalidInputError, ItemError, OverloadedError, ServerError, VlembedError
 
 Tensors: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
@@ -48,7 +48,7 @@ class Transport(Protocol):
         outputs
             Names.
         timeout_s
-            Over gRPC for the whole request, over HTTP for every wait on the socket.
+            For the whole request.
 
         Raises
         ------
@@ -60,7 +60,12 @@ class Transport(Protocol):
         """Tell whether the server and its models are ready; raise as `infer` does."""
 
     def close(self) -> None:
-        """Close every connection; what is called later raises `ConnectError`."""
+        """Close every connection; requests in flight end, and they and what is called later raise `ConnectError`."""
+
+
+def closed() -> ConnectError:
+    """Return the error of a transport that was closed."""
+    return ConnectError("this client is closed. Make a new EmbeddingClient.")
 
 
 def refusal(message: str, *, is_unavailable: bool, status: str) -> VlembedError:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,7 +16,8 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from vlembed import EmbeddingClient, InvalidInputError, ItemError
+from tests.client.indexes import DIMENSIONS, FINGERPRINT, OPTIONS, MakeIndex
+from vlembed import EmbeddingClient, Index, InvalidInputError, ItemError
 
 INFO = {
     "checkpoint": "memory",
@@ -90,6 +93,35 @@ def memory() -> MemoryTransport:
 def client(memory: MemoryTransport) -> Iterator[EmbeddingClient]:
     with EmbeddingClient("memory", transport=memory) as connected:
         yield connected
+
+
+@pytest.fixture(scope="session")
+def milvus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file of a milvus-lite, which serves it until the session ends."""
+    return tmp_path_factory.mktemp("milvus") / "test.db"
+
+
+@pytest.fixture
+def make_index(request: pytest.FixtureRequest, milvus_file: Path) -> Iterator[MakeIndex]:
+    """Make an empty index of a kind, in Milvus if it says so."""
+    opened: list[Index] = []
+    numbers = itertools.count()
+
+    def make(kind: str, **arguments: Any) -> Index:
+        if "client" not in arguments:
+            arguments = {"dimensions": DIMENSIONS, "fingerprint": FINGERPRINT, **arguments}
+        arguments = {**OPTIONS.get(kind, {}), **arguments}
+        if kind.startswith("milvus "):
+            name = f"test_{abs(hash(request.node.nodeid))}_{next(numbers)}"
+            index = Index.connect(milvus_file, name, kind=kind.removeprefix("milvus "), **arguments)
+        else:
+            index = Index.create(kind, **arguments)
+        opened.append(index)
+        return index
+
+    yield make
+    for index in opened:
+        index.close()
 
 
 class HttpStub:

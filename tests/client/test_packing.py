@@ -47,7 +47,7 @@ def test_packs_are_neighbours_within_the_bounds() -> None:
         cost = sum((cost_of(items[index], BOUNDS, None) for index in pack), Cost())
         assert cost.fits(BOUNDS)
         if after is not None:  # no pack could have taken one more
-            assert not (cost + cost_of(items[after[0]], BOUNDS, None)).fits(BOUNDS)
+            assert not (cost + cost_of(items[next(iter(after))], BOUNDS, None)).fits(BOUNDS)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,8 @@ def test_blocks_change_nothing(
 ) -> None:
     ours = similarity(A[:5], B, metric=metric, pairwise=pairwise)
     monkeypatch.setattr(_similarity, "BLOCK_ELEMENTS", block_elements)
-    np.testing.assert_array_equal(similarity(A[:5], B, metric=metric, pairwise=pairwise), ours)
+    theirs = similarity(A[:5], B, metric=metric, pairwise=pairwise)
+    np.testing.assert_allclose(theirs, ours, atol=TOLERANCE)  # BLAS sums products of another shape in another order
 
 
 @pytest.mark.parametrize("metric", METRICS)

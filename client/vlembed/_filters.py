@@ -1,0 +1,133 @@
+"""Metadata, and the conditions of a filter on it; knows nothing of how a store finds the rows that meet them.
+
+Metadata is a JSON object. A condition compares one of its values with one of the same type: string, number or boolean.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ._exceptions import InvalidInputError
+
+Where: TypeAlias = Mapping[str, Any]
+
+TYPES = {str: "string", int: "number", float: "number", bool: "boolean"}
+OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+MAX_INTEGER = 2**63 - 1  # what every store can hold
+RULE = 'Pass for example {"language": "de", "year": {">=": 2020}, "kind": {"in": ["a", "b"]}}.'
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the value of a field has to be: in relation `operator` to one of `values` at least."""
+
+    field: str
+    operator: str
+    values: tuple[Any, ...]
+
+    def is_met(self, value: Any) -> bool:
+        """Tell whether a value of JSON meets it: never one of another type than the condition's, `!=` included."""
+        compare, of_type = OPERATORS[self.operator], type_of(value)
+        return any(of_type == type_of(own) and compare(value, own) for own in self.values)
+
+
+def type_of(value: Any) -> str:
+    """Name the type of a value of JSON, "other" if it cannot be compared."""
+    return TYPES.get(type(value), "other")
+
+
+def parse_where(where: Where | None) -> tuple[Condition, ...]:
+    """Check a filter and return its conditions, which have to be met together.
+
+    Raises
+    ------
+    InvalidInputError
+        Naming the field, the operator or the value that is wrong.
+    """
+    if where is None:
+        return ()
+    if not isinstance(where, Mapping):
+        raise InvalidInputError(f"where is {where!r}. {RULE}")
+    return tuple(
+        _condition(field, relation, value)
+        for field, relations in where.items()
+        for relation, value in (relations.items() if isinstance(relations, Mapping) else [("==", relations)])
+    )
+
+
+def _condition(field: Any, relation: Any, value: Any) -> Condition:
+    if not isinstance(field, str) or not is_plain(field):
+        raise InvalidInputError(f"where has the field {field!r}; one is a str without control characters. {RULE}")
+    if relation != "in" and relation not in OPERATORS:
+        raise InvalidInputError(
+            f"where has the operator {relation!r} for {field!r}. Use one of {', '.join(OPERATORS)} and in. {RULE}"
+        )
+    if relation == "in" and not isinstance(value, list | tuple | set | frozenset):
+        raise InvalidInputError(f"where has {value!r} for {field!r} to be in. Pass a list. {RULE}")
+    values = tuple(_comparable(field, own) for own in (value if relation == "in" else [value]))
+    if relation not in ("==", "!=", "in") and type_of(values[0]) == "boolean":
+        raise InvalidInputError(f"where orders {field!r} by {values[0]!r}. Compare a boolean with == or !=.")
+    return Condition(field, "==" if relation == "in" else relation, values)
+
+
+def _comparable(field: str, value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    of_type = type_of(value)
+    is_fit = of_type == "boolean"
+    if of_type == "string":
+        is_fit = is_plain(value)
+    if of_type == "number":
+        is_fit = -MAX_INTEGER <= value <= MAX_INTEGER  # not nan
+    if not is_fit:
+        raise InvalidInputError(
+            f"where compares {field!r} with {value!r}. Pass a str without control characters, a finite number "
+            f"within 64 bits, or a bool. {RULE}"
+        )
+    return value
+
+
+def is_plain(text: str) -> bool:
+    """Tell whether a text has no control character and no lone surrogate, so that every store can hold and find it."""
+    return not any(letter < " " or letter == "\x7f" or "\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def encode_metadata(metadata: Mapping[str, Any] | None) -> str:
+    """Return metadata as one line of JSON, "" if there is none.
+
+    Raises
+    ------
+    InvalidInputError
+        It is no JSON object, or would not come back from JSON as it is.
+    """
+    if not metadata and (metadata is None or isinstance(metadata, Mapping)):
+        return ""
+    rule = "Pass a dict of str keys and JSON values (str, int, float, bool, None, lists and dicts of them), or None."
+    try:
+        text = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text.encode()
+        back = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInputError(f"it is not JSON ({error}). {rule}") from error
+    if not isinstance(back, dict) or back != metadata:
+        raise InvalidInputError(f"{str(metadata)[:80]!r} does not come back from JSON as it is. {rule}")
+    return text
+
+
+def decode_metadata(text: str) -> dict[str, Any]:
+    """Return what `encode_metadata` made a text of."""
+    decoded: dict[str, Any] = json.loads(text) if text else {}
+    return decoded

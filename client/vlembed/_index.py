@@ -1,0 +1,484 @@
+"""The index: items or vectors in, with ids and metadata; the most similar ones out.
+
+Checks what it is given, and embeds it if it has a client. Where the rows are is a store's matter.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ._client import DEFAULT_QUERY_INSTRUCTION, EmbeddingClient, ItemOptions
+from ._exceptions import InvalidInputError
+from ._faiss_store import FaissStore
+from ._filters import Where, encode_metadata, is_plain, parse_where
+from ._items import ItemLike, as_sequence
+from ._milvus_store import MilvusStore
+from ._result import Embeddings
+from ._similarity import blocks, row_norms, unit
+from ._store import IndexInfo, Match, Matches, Store, Vectors
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+Items: TypeAlias = "ItemLike | Iterable[ItemLike] | Embeddings | npt.NDArray[Any]"
+Batch: TypeAlias = "Sequence[ItemLike] | Embeddings | npt.NDArray[Any]"
+
+BLOCK_ROWS = 8192  # that are normalised at a time
+
+
+class Index:
+    """Vectors under ids, with metadata, searched by text, image, both or a vector; a score is the cosine.
+
+    Make one with `Index.create` or `Index.load` (in this process, by FAISS), or `Index.connect` (in Milvus). Threads
+    may share it: searches run side by side, and each sees a block of rows that is being added either whole or not yet.
+    """
+
+    def __init__(self, store: Store, client: EmbeddingClient | None) -> None:
+        self._store, self._client = store, client
+        self._changing = threading.Lock()
+        if client is not None:
+            self._check_fingerprint("the client's server embeds", client.info().fingerprint)
+
+    @classmethod
+    def create(
+        cls,
+        kind: str = "flat",
+        *,
+        client: EmbeddingClient | None = None,
+        dimensions: int | None = None,
+        fingerprint: str | None = None,
+        instruction: str = DEFAULT_QUERY_INSTRUCTION,
+        **options: int,
+    ) -> Index:
+        """Make an empty index in memory.
+
+        Parameters
+        ----------
+        kind
+            "flat" compares a query with every vector. "hnsw" walks a graph. "ivfpq" keeps codes alone, of a
+            sixteenth of the size, and its scores are estimates. "int8" and "binary" pick candidates by codes and score
+            them by the vectors, which `load` leaves on the disk.
+        client
+            Embeds items and queries; without one the index takes vectors only.
+        dimensions
+            d of its vectors, a Matryoshka size; the server's by default.
+        fingerprint
+            Of the model whose vectors it is for; the server's by default.
+        instruction
+            Of queries: what is to be found. Documents are embedded under the model's default.
+        **options
+            hnsw: `m` links of a vector, `ef_construction` and `ef_search`, the breadth of building and searching.
+            ivfpq: `train_size`, the vectors that it gathers, and searches exhaustively, before it learns a list for
+            every 40 of them; `nprobe`, the lists that it searches; `code_bytes` of a vector.
+            int8: `train_size` as above, for the ranges of its codes. int8 and binary: `oversampling`, candidates per k.
+
+        Raises
+        ------
+        InvalidInputError
+            Naming the argument that is wrong.
+        MissingExtraError
+            FAISS is not installed.
+        """
+        return cls(FaissStore(_new_info(kind, client, dimensions, fingerprint, instruction, options)), client)
+
+    @classmethod
+    def load(cls, path: str | Path, *, client: EmbeddingClient | None = None) -> Index:
+        """Open a file that `save` wrote, and check every byte of it.
+
+        The vectors of flat, int8 and binary indexes stay in the file, where a search reads those that it needs, until
+        the first change reads them all. Open no files of strangers: FAISS guards against damage, not malice.
+
+        Raises
+        ------
+        InvalidInputError
+            It is no such file, damaged, or a newer one; or the client's server serves another model.
+        """
+        return cls(FaissStore.load(Path(path)), client)
+
+    @classmethod
+    def connect(
+        cls,
+        uri: str | Path,
+        collection: str,
+        *,
+        kind: str | None = None,
+        client: EmbeddingClient | None = None,
+        dimensions: int | None = None,
+        fingerprint: str | None = None,
+        instruction: str | None = None,
+        token: str = "",
+        timeout_s: float = 60.0,
+        **options: int,
+    ) -> Index:
+        """Open a collection in Milvus, or create it if it is not there.
+
+        Parameters
+        ----------
+        uri
+            "http://host:19530" of a server or a cluster; or a file that ends in .db, which milvus-lite opens in this
+            process, for one process at a time.
+        collection
+            ASCII letters, digits and underscores.
+        kind, **options
+            Of a new collection: "hnsw", the default, or "flat", as for `create`.
+        client, dimensions, fingerprint, instruction
+            As for `create`; what is given needs to be what an old collection has.
+        token
+            "user:password" or an API key.
+        timeout_s
+            Of one request to Milvus.
+
+        Raises
+        ------
+        ConnectError
+            Milvus cannot be reached.
+        InvalidInputError
+            The collection is another program's, or differs from what is given.
+        MissingExtraError
+            pymilvus, or for a .db file milvus-lite, is not installed.
+        """
+        is_asked = client is not None or (dimensions is not None and fingerprint is not None)
+        new = (
+            _new_info(
+                kind or "hnsw", client, dimensions, fingerprint, instruction or DEFAULT_QUERY_INSTRUCTION, options
+            )
+            if is_asked
+            else None
+        )
+        store = MilvusStore.connect(str(uri), collection, new, token=token, timeout_s=timeout_s)
+        given = {
+            "kind": kind,
+            "dimensions": dimensions,
+            "fingerprint": fingerprint,
+            "instruction": instruction,
+            **options,
+        }
+        has = {**vars(store.info), **store.info.options}
+        try:
+            for name, value in given.items():
+                if value is not None and value != has.get(name):
+                    raise InvalidInputError(
+                        f"{name} is {value!r}, but the collection {collection!r} has {has.get(name)!r}. "
+                        "Leave it out, or choose another collection."
+                    )
+            return cls(store, client)
+        except BaseException:
+            store.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection to Milvus; an index in this process has none. The client stays open."""
+        self._store.close()
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    @property
+    def info(self) -> IndexInfo:
+        """What it holds, and how it is searched."""
+        return self._store.info
+
+    def save(self, path: str | Path) -> None:
+        """Write an index of this process to a file, which others see whole or, until then, as it was.
+
+        Raises
+        ------
+        InvalidInputError
+            The index is in Milvus.
+        OSError
+            The file cannot be written.
+        """
+        self._store.save(Path(path))
+
+    def add(
+        self,
+        items: Items,
+        *,
+        ids: Sequence[str],
+        metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        fingerprint: str | None = None,
+        **options: Unpack[ItemOptions],
+    ) -> None:
+        """Add rows: all of them, or none if anything is wrong.
+
+        Parameters
+        ----------
+        items
+            n items as for `EmbeddingClient.embed`, or their vectors: `Embeddings`, or an array of floats (n, d) of any
+            norm, which is normalised in blocks and not copied as a whole.
+        ids
+            n, all new: non-empty str without control characters.
+        metadata
+            n JSON objects, or None for those without.
+        fingerprint
+            Needed with an array: of the model that its vectors are from.
+        **options
+            As for `EmbeddingClient.embed`, for items.
+
+        Raises
+        ------
+        InvalidInputError
+            Naming what is wrong; listing every bad item.
+        VlembedError
+            Of another kind, if the server or Milvus cannot be reached or fails.
+        """
+        self._change(items, ids, metadata, fingerprint, options, is_upsert=False)
+
+    def upsert(
+        self,
+        items: Items,
+        *,
+        ids: Sequence[str],
+        metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        fingerprint: str | None = None,
+        **options: Unpack[ItemOptions],
+    ) -> None:
+        """Replace the rows whose ids are there, metadata included, and add the others; otherwise as `add` does.
+
+        What is wrong with the arguments is found before anything is changed. If Milvus fails half-way, some rows are
+        replaced: do it again.
+        """
+        self._change(items, ids, metadata, fingerprint, options, is_upsert=True)
+
+    def delete(self, ids: str | Iterable[str]) -> int:
+        """Remove rows, pass over ids that are not there, and return how many were."""
+        with self._changing:
+            return self._store.delete(_checked_ids([ids] if isinstance(ids, str) else list(ids)))
+
+    def search(
+        self,
+        query: ItemLike | Embeddings | npt.NDArray[Any],
+        k: int = 10,
+        *,
+        where: Where | None = None,
+        fingerprint: str | None = None,
+        **options: Unpack[ItemOptions],
+    ) -> list[Match]:
+        """Return the k rows that are most similar to a query, best first.
+
+        Parameters
+        ----------
+        query
+            An item, embedded under the index's instruction; or its vector: `Embeddings` of one, or an array (d,).
+        k
+            1 or more; fewer come back only if the index has no more that meet `where`.
+        where
+            What the metadata has to be: `{"language": "de"}`, or with operators `{"year": {">=": 2020, "<": 2024},
+            "kind": {"in": ["a", "b"]}}`; also `==`, `!=`, `<=` and `>`. All has to hold. A row without the field, or
+            with a value of another type (string, number, boolean) there, is not found, whatever the operator.
+        fingerprint
+            Of the model that an array is from, to have it checked.
+        **options
+            As for `EmbeddingClient.embed`, for an item.
+
+        Raises
+        ------
+        InvalidInputError
+            A wrong argument, or vectors of another model or of other dimensions.
+        VlembedError
+            Of another kind, if the server or Milvus cannot be reached or fails.
+        """
+        batch = _as_batch(query)
+        if len(batch) != 1:
+            raise InvalidInputError(f"query is {len(batch)} of them. Pass one, or call search_batch.")
+        return self._search(batch, k, where, fingerprint, options)[0]
+
+    def search_batch(
+        self,
+        queries: Items,
+        k: int = 10,
+        *,
+        where: Where | None = None,
+        fingerprint: str | None = None,
+        **options: Unpack[ItemOptions],
+    ) -> Sequence[list[Match]]:
+        """Search with q queries at once, as `search` does; of each come the matches, which are made when they are read.
+
+        Returns
+        -------
+        Sequence[list[Match]]
+            q lists.
+        """
+        return self._search(_as_batch(queries), k, where, fingerprint, options)
+
+    def _search(
+        self, batch: Batch, k: int, where: Where | None, fingerprint: str | None, options: ItemOptions
+    ) -> Matches:
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise InvalidInputError(f"k is {k!r}. Pass a whole number, 1 or more.")
+        conditions = parse_where(where)
+        if not isinstance(batch, Embeddings | np.ndarray):
+            client, info = self._client_for("a query that is no vector"), self.info
+            batch = client.embed_query(batch, info.instruction, dimensions=info.dimensions, **options)
+        vectors = self._checked_vectors("queries", batch, fingerprint)
+        vectors = unit(vectors, row_norms("queries", vectors, refuse_zero=True)).astype(np.float32, copy=False)
+        return Matches(self._store.search(vectors, int(k), conditions))
+
+    def _change(
+        self,
+        items: Items,
+        ids: Sequence[str],
+        metadata: Sequence[Mapping[str, Any] | None] | None,
+        fingerprint: str | None,
+        options: ItemOptions,
+        *,
+        is_upsert: bool,
+    ) -> None:
+        batch = _as_batch(items)
+        ids = _checked_ids(ids)
+        texts = _checked_metadata([None] * len(ids) if metadata is None else metadata)
+        if not len(batch) == len(ids) == len(texts):
+            raise InvalidInputError(
+                f"there are {len(batch)} items, {len(ids)} ids and {len(texts)} metadata. Pass as many of each."
+            )
+        if len(set(ids)) < len(ids):
+            twice = [own for own, count in Counter(ids).items() if count > 1]
+            raise InvalidInputError(f"ids are given more than once: {_some(twice)}.")
+        if not is_upsert:
+            self._refuse_held(ids)  # before anything is embedded
+        if isinstance(batch, np.ndarray) and fingerprint is None:
+            raise InvalidInputError(
+                "an array does not tell what model it is from. Pass Embeddings, or the fingerprint of that model."
+            )
+        if not isinstance(batch, Embeddings | np.ndarray):
+            client = self._client_for("an item")
+            batch = client.embed_document(batch, dimensions=self.info.dimensions, **options)
+        vectors = self._checked_vectors("items", batch, fingerprint)
+        norms = row_norms("items", vectors, refuse_zero=True)
+        with self._changing:
+            if is_upsert:
+                self._in_blocks(self._store.upsert, ids, vectors, norms, texts)
+                return
+            self._refuse_held(ids)
+            try:
+                self._in_blocks(self._store.add, ids, vectors, norms, texts)
+            except BaseException:
+                self._store.delete(ids)
+                raise
+
+    def _in_blocks(
+        self,
+        write: Callable[[Sequence[str], Vectors, Sequence[str]], None],
+        ids: Sequence[str],
+        vectors: npt.NDArray[Any],
+        norms: npt.NDArray[np.float64],
+        texts: Sequence[str],
+    ) -> None:
+        for rows in blocks(len(ids), BLOCK_ROWS):
+            write(ids[rows], unit(vectors[rows], norms[rows]).astype(np.float32, copy=False), texts[rows])
+
+    def _client_for(self, what: str) -> EmbeddingClient:
+        if self._client is None:
+            raise InvalidInputError(
+                f"{what} needs to be embedded, but this index has no client. Pass client=EmbeddingClient(...) when you "
+                "make or load the index, or pass vectors: Embeddings or an array (n, d)."
+            )
+        return self._client
+
+    def _refuse_held(self, ids: Sequence[str]) -> None:
+        if held := self._store.held(ids):
+            raise InvalidInputError(f"ids are in the index already: {_some(held)}. Nothing was added; upsert replaces.")
+
+    def _checked_vectors(
+        self, name: str, batch: Embeddings | npt.NDArray[Any], fingerprint: str | None
+    ) -> npt.NDArray[Any]:
+        """Return vectors as they are, floats (n, d)."""
+        if isinstance(batch, Embeddings):
+            self._check_fingerprint(f"{name} are of", batch.fingerprint)
+        if fingerprint is not None:
+            self._check_fingerprint(f"{name} are of", fingerprint)
+        vectors: npt.NDArray[Any] = np.asarray(batch)
+        if vectors.dtype.kind != "f" or vectors.ndim != 2 or vectors.shape[1] != self.info.dimensions:
+            raise InvalidInputError(
+                f"{name} are {vectors.dtype} {vectors.shape}; this index takes floats (n, {self.info.dimensions})."
+            )
+        return vectors
+
+    def _check_fingerprint(self, what: str, fingerprint: str) -> None:
+        if fingerprint != self.info.fingerprint:
+            raise InvalidInputError(
+                f"{what} the model with fingerprint {fingerprint!r}, but the index holds vectors of "
+                f"{self.info.fingerprint!r}; they have nothing in common. Use a server of that model, or make a new "
+                "index and embed the items again."
+            )
+
+
+def _new_info(
+    kind: str,
+    client: EmbeddingClient | None,
+    dimensions: int | None,
+    fingerprint: str | None,
+    instruction: str,
+    options: Mapping[str, int],
+) -> IndexInfo:
+    if client is None and (dimensions is None or fingerprint is None):
+        raise InvalidInputError(
+            "an index needs to know its model. Pass client=EmbeddingClient(...), or dimensions and the fingerprint, "
+            "which Embeddings have."
+        )
+    if client is not None:
+        served = client.info()
+        dimensions = served.dimensions if dimensions is None else dimensions
+        fingerprint = served.fingerprint if fingerprint is None else fingerprint
+    if isinstance(dimensions, bool) or not isinstance(dimensions, int | np.integer) or dimensions < 1:
+        raise InvalidInputError(f"dimensions is {dimensions!r}. Pass a whole number, 1 or more.")
+    if client is not None and not served.min_dimensions <= dimensions <= served.dimensions:
+        raise InvalidInputError(
+            f"dimensions is {dimensions}; this server takes {served.min_dimensions} to {served.dimensions}."
+        )
+    if not isinstance(fingerprint, str) or not isinstance(instruction, str):
+        raise InvalidInputError(f"fingerprint is {fingerprint!r}, instruction {instruction!r}. Pass a str for each.")
+    return IndexInfo(fingerprint, int(dimensions), instruction, kind, options)
+
+
+def _as_batch(value: Items) -> Batch:
+    """Return vectors as they are, an array as (n, d), and items as a sequence."""
+    if isinstance(value, Embeddings):
+        return value
+    if isinstance(value, np.ndarray) and value.ndim < 3:
+        return np.atleast_2d(value)
+    return as_sequence(value)
+
+
+def _checked_ids(ids: Sequence[str]) -> list[str]:
+    if isinstance(ids, str):
+        raise InvalidInputError(f"ids is the str {ids!r}. Pass a list of them.")
+    ids = list(ids)
+    if bad := [own for own in ids if not isinstance(own, str) or not own or not is_plain(own)]:
+        raise InvalidInputError(
+            f"ids are non-empty str without control characters, not {_some(bad)}. Convert others by str()."
+        )
+    return ids
+
+
+def _checked_metadata(metadata: Sequence[Mapping[str, Any] | None]) -> list[str]:
+    if isinstance(metadata, Mapping | str):
+        raise InvalidInputError("metadata is one object. Pass a list, with one or None for each item.")
+    texts = []
+    for index, own in enumerate(metadata):
+        try:
+            texts.append(encode_metadata(own))
+        except InvalidInputError as error:
+            raise InvalidInputError(f"metadata {index} of {len(metadata)}: {error}") from error
+    return texts
+
+
+def _some(values: Iterable[Any]) -> str:
+    listed = sorted(set(values), key=str)
+    return ", ".join(map(repr, listed[:5])) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

@@ -1,0 +1,259 @@
+"""The store of an index in Milvus: a collection, through pymilvus.
+
+A row is its id, its vector and its metadata. The keys of the metadata carry the types of their values, as in
+"year:number", so that Milvus compares what `_filters` compares, whatever its version makes of other types and nulls.
+What the index is, stands in a property of the collection.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from ._exceptions import (
+    ConnectError,
+    InvalidInputError,
+    MissingExtraError,
+    ProtocolError,
+    RequestTimeoutError,
+    ServerError,
+)
+from ._extras import require
+from ._filters import Condition, decode_metadata, encode_metadata, type_of
+from ._store import Found, IndexInfo, Vectors, choose
+
+KINDS: dict[str, dict[str, int]] = {  # with their options
+    "flat": {},
+    "hnsw": {"m": 32, "ef_construction": 200, "ef_search": 128},
+}
+PROPERTY = "vlembed.index"  # of the collection: IndexInfo
+NOTHING = 'id == ""'  # no id is empty
+MAX_NAME_LETTERS = 255  # Milvus's of a collection
+MAX_ID_BYTES = 1024
+MAX_METADATA_BYTES = 65_536  # Milvus's of a JSON value
+MAX_K = 16_384  # Milvus's
+MAX_REQUEST_BYTES = 32 << 20  # of vectors; Milvus takes messages of 64 MiB
+MAX_IDS = 1_000  # of a filter
+
+
+class MilvusStore:
+    """A collection; other processes may change it too. Searches see every change that was made before them."""
+
+    def __init__(self, client: Any, collection: str, info: IndexInfo, timeout_s: float) -> None:
+        self._client, self._collection, self._info, self._timeout_s = client, collection, info, timeout_s
+
+    @classmethod
+    def connect(
+        cls, uri: str, collection: str, asked: IndexInfo | None, *, token: str, timeout_s: float
+    ) -> MilvusStore:
+        """Open a collection, or create it as asked if it is not there.
+
+        Raises
+        ------
+        ConnectError
+            Milvus cannot be reached.
+        InvalidInputError
+            The collection is another program's, or it is not there and nothing was asked.
+        """
+        if not (collection.isidentifier() and collection.isascii()) or len(collection) > MAX_NAME_LETTERS:
+            raise InvalidInputError(
+                f"collection is {collection!r}. Use up to {MAX_NAME_LETTERS} ASCII letters, digits and underscores, "
+                "not a digit first."
+            )
+        pymilvus = require("pymilvus", "milvus")
+        if uri.endswith(".db") and find_spec("milvus_lite") is None:
+            raise MissingExtraError("milvus-lite opens .db files and is not installed: pip install milvus-lite")
+        try:
+            client = pymilvus.MilvusClient(uri, token=token, timeout=timeout_s)
+        except pymilvus.MilvusException as error:
+            raise ConnectError(f"Milvus cannot be reached at {uri!r} ({error.message}). Check the URI.") from error
+        try:
+            with _told():
+                if client.has_collection(collection, timeout=timeout_s):
+                    info = _read_info(client.describe_collection(collection, timeout=timeout_s))
+                elif asked is None:
+                    raise InvalidInputError(
+                        f"{uri!r} has no collection {collection!r}. To create it, pass a client, or dimensions and a "
+                        "fingerprint."
+                    )
+                else:
+                    info = replace(asked, options=choose(asked.kind, asked.options, KINDS))
+                    _create(client, collection, info, timeout_s)
+                client.load_collection(collection, timeout=timeout_s)
+        except BaseException:
+            client.close()
+            raise
+        return cls(client, collection, info, timeout_s)
+
+    @property
+    def info(self) -> IndexInfo:
+        return self._info
+
+    def __len__(self) -> int:
+        with _told():
+            rows = self._milvus.query(self._collection, filter="", output_fields=["count(*)"], timeout=self._timeout_s)
+        return int(rows[0]["count(*)"])
+
+    def held(self, ids: Sequence[str]) -> set[str]:
+        with _told():
+            return {
+                row["id"]
+                for start in range(0, len(ids), MAX_IDS)
+                for row in self._milvus.query(
+                    self._collection,
+                    filter=_among(ids[start : start + MAX_IDS]),
+                    output_fields=["id"],
+                    timeout=self._timeout_s,
+                )
+            }
+
+    def add(self, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
+        self._write(self._milvus.insert, ids, vectors, metadata)
+
+    def upsert(self, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
+        self._write(self._milvus.upsert, ids, vectors, metadata)
+
+    def delete(self, ids: Iterable[str]) -> int:
+        held = sorted(self.held(list(ids)))
+        with _told():
+            for start in range(0, len(held), MAX_IDS):
+                among = _among(held[start : start + MAX_IDS])
+                self._milvus.delete(self._collection, filter=among, timeout=self._timeout_s)
+        return len(held)
+
+    def search(self, vectors: Vectors, k: int, conditions: Sequence[Condition]) -> list[Found]:
+        if k > MAX_K:
+            raise InvalidInputError(f"k is {k}; Milvus returns {MAX_K} rows at most. Pass a smaller one.")
+        effort = {"ef": max(self._info.options["ef_search"], k)} if self._info.kind == "hnsw" else {}
+        with _told():
+            return [
+                _found(hits)
+                for rows in _blocks(vectors)
+                for hits in self._milvus.search(
+                    self._collection,
+                    data=vectors[rows],
+                    limit=k,
+                    filter=" and ".join(map(_expression, conditions)),
+                    output_fields=["metadata"],
+                    search_params={"params": effort},
+                    timeout=self._timeout_s,
+                )
+            ]
+
+    def save(self, path: Path) -> None:
+        raise InvalidInputError(
+            f"this index is the collection {self._collection!r} in Milvus, which keeps it: there is nothing to save to "
+            f"{str(path)!r}. Milvus makes backups."
+        )
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+        self._client = None
+
+    @property
+    def _milvus(self) -> Any:
+        if self._client is None:
+            raise ConnectError("this index is closed. Connect again.")
+        return self._client
+
+    def _write(self, send: Any, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
+        rows = [_row(*fields) for fields in zip(ids, vectors, metadata, strict=True)]
+        with _told():
+            for block in _blocks(vectors):
+                send(self._collection, rows[block], timeout=self._timeout_s)
+
+
+def _create(client: Any, collection: str, info: IndexInfo, timeout_s: float) -> None:
+    types = require("pymilvus", "milvus").DataType
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    schema.add_field("id", types.VARCHAR, is_primary=True, max_length=MAX_ID_BYTES)
+    schema.add_field("vector", types.FLOAT_VECTOR, dim=info.dimensions)
+    schema.add_field("metadata", types.JSON)
+    hnsw = {"M": info.options["m"], "efConstruction": info.options["ef_construction"]} if info.kind == "hnsw" else {}
+    index = client.prepare_index_params()
+    index.add_index("vector", index_type=info.kind.upper(), metric_type="COSINE", params=hnsw)
+    client.create_collection(
+        collection,
+        schema=schema,
+        index_params=index,
+        consistency_level="Strong",
+        properties={PROPERTY: info.to_json()},
+        timeout=timeout_s,
+    )
+
+
+def _read_info(described: dict[str, Any]) -> IndexInfo:
+    name, properties = described["collection_name"], described.get("properties", {})
+    if PROPERTY not in properties:
+        raise InvalidInputError(f"the collection {name!r} was not made by vlembed. Choose another name.")
+    try:
+        return IndexInfo.from_json(properties[PROPERTY])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProtocolError(
+            f"the collection {name!r} was made by another version of vlembed ({error}). Upgrade vlembed."
+        ) from error
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Raise what pymilvus raises as this package's errors."""
+    pymilvus = require("pymilvus", "milvus")
+    try:
+        yield
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise RequestTimeoutError(f"Milvus did not answer in time ({error.details()}).") from error
+        raise ServerError(f"Milvus refused or failed ({error.code()}: {error.details()}).") from error
+    except pymilvus.MilvusException as error:
+        if isinstance(error.code, grpc.StatusCode):  # pymilvus's way to say that it tried again until the timeout
+            raise ConnectError(f"the connection to Milvus is lost ({error.message}).") from error
+        raise ServerError(f"Milvus refused or failed (code {error.code}: {error.message}).") from error
+
+
+def _row(own: str, vector: Vectors, metadata: str) -> dict[str, Any]:
+    """Return a row as Milvus takes it."""
+    typed = {f"{key}:{type_of(value)}": value for key, value in decode_metadata(metadata).items()}
+    if (size := len(own.encode())) > MAX_ID_BYTES:
+        raise InvalidInputError(f"the id {own[:40]!r}... has {size} bytes; Milvus takes {MAX_ID_BYTES}. Shorten it.")
+    if (size := len(encode_metadata(typed).encode())) > MAX_METADATA_BYTES:
+        raise InvalidInputError(
+            f"the metadata of {own!r} has {size} bytes; Milvus takes {MAX_METADATA_BYTES}. Keep what is long elsewhere."
+        )
+    return {"id": own, "vector": vector, "metadata": typed}
+
+
+def _found(hits: Any) -> Found:
+    metadata = [{key.rpartition(":")[0]: value for key, value in hit["entity"]["metadata"].items()} for hit in hits]
+    return Found(
+        [hit["id"] for hit in hits], [hit["distance"] for hit in hits], [encode_metadata(own) for own in metadata]
+    )
+
+
+def _blocks(vectors: Vectors) -> list[slice]:
+    step = max(1, MAX_REQUEST_BYTES // (4 * vectors.shape[1]))
+    return [slice(start, start + step) for start in range(0, len(vectors), step)]
+
+
+def _literal(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _among(ids: Sequence[str]) -> str:
+    return f"id in [{', '.join(map(_literal, ids))}]"
+
+
+def _expression(condition: Condition) -> str:
+    """Write a condition in Milvus's language; "in" as alternatives, which is all that milvus-lite takes of a key."""
+    alternatives = []
+    for value in condition.values:
+        key = f"metadata[{_literal(f'{condition.field}:{type_of(value)}')}]"
+        alternatives.append(f"(exists {key} and {key} {condition.operator} {_literal(value)})")
+    return f"({' or '.join(alternatives)})" if alternatives else NOTHING

@@ -1,0 +1,114 @@
+"""The ids and the metadata of the rows of a FAISS index, which knows positions only.
+
+A row that was removed where positions have to stay is dead: it has no id.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Iterable, Sequence
+from itertools import compress
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._filters import Condition, decode_metadata, type_of
+
+Mask = npt.NDArray[np.bool_]
+Positions = npt.NDArray[np.int64]
+
+
+class Rows:
+    """Rows by position; several threads may read, one alone may write."""
+
+    def __init__(self, ids: Sequence[str | None] = (), metadata: Sequence[str] = ()) -> None:
+        self.ids: list[str | None] = []
+        self.metadata: list[str] = []
+        self.position: dict[str, int] = {}
+        self._is_alive = bytearray()
+        self._columns: dict[str, _Column] = {}
+        self._lock = threading.Lock()  # of the columns, which readers fill
+        self.append(ids, metadata)
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    @property
+    def num_dead(self) -> int:
+        return len(self.ids) - len(self.position)
+
+    def positions(self, ids: Iterable[str]) -> Positions:
+        """Return where those of the ids are that are here, in ascending order."""
+        return np.array(sorted(self.position[own] for own in set(ids) if own in self.position), np.int64)
+
+    def append(self, ids: Sequence[str | None], metadata: Sequence[str]) -> None:
+        start = len(self.ids)
+        self.ids.extend(ids)
+        self.metadata.extend(metadata)
+        self.position.update((own, start + index) for index, own in enumerate(ids) if own is not None)
+        self._is_alive.extend(own is not None for own in ids)
+
+    def replace(self, positions: Positions, metadata: Sequence[str]) -> None:
+        for position, text in zip(positions.tolist(), metadata, strict=True):
+            self.metadata[position] = text
+        self._columns.clear()
+
+    def remove(self, positions: Positions, movers: Positions) -> None:
+        """Remove rows and close the gaps: the movers, from the end, fill those before them in order."""
+        length = len(self.ids) - len(positions)
+        for position in positions.tolist():
+            del self.position[self.ids[position]]
+        for hole, mover in zip(positions.tolist(), movers.tolist(), strict=False):
+            self.ids[hole], self.metadata[hole] = self.ids[mover], self.metadata[mover]
+            self.position[self.ids[hole]] = hole
+        del self.ids[length:], self.metadata[length:], self._is_alive[length:]
+        self._columns.clear()
+
+    def kill(self, positions: Positions) -> None:
+        """Remove rows and leave their positions empty."""
+        for position in positions.tolist():
+            del self.position[self.ids[position]]
+            self.ids[position], self.metadata[position], self._is_alive[position] = None, "", False
+        self._columns.clear()
+
+    def without_dead(self) -> Rows:
+        alive = self.living()
+        return Rows(list(compress(self.ids, alive)), list(compress(self.metadata, alive)))
+
+    def living(self) -> Mask:
+        """Return which rows are not dead."""
+        return np.array(self._is_alive).astype(np.bool_)
+
+    def mask(self, conditions: Sequence[Condition]) -> Mask | None:
+        """Return which rows meet all conditions and are not dead, None for all."""
+        masks = [] if self.num_dead == 0 else [self.living()]
+        with self._lock:
+            for condition in conditions:
+                column = self._columns.setdefault(condition.field, _Column(condition.field))
+                column.extend(self.metadata)
+                masks.append(column.mask(condition))
+        return np.logical_and.reduce(masks) if masks else None
+
+
+class _Column:
+    """A field of every row as codes of its distinct values, so that a condition is checked once for each of these."""
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+        self._codes = array("i")
+        self._code_of: dict[tuple[str, Any], int] = {}
+
+    def extend(self, metadata: Sequence[str]) -> None:
+        """Read the rows that were appended since."""
+        for index in range(len(self._codes), len(metadata)):
+            value = decode_metadata(metadata[index]).get(self._field)
+            if (of_type := type_of(value)) == "other":
+                self._codes.append(-1)
+            else:
+                self._codes.append(self._code_of.setdefault((of_type, value), len(self._code_of)))
+
+    def mask(self, condition: Condition) -> Mask:
+        is_met = [condition.is_met(value) for _, value in self._code_of]
+        return np.array([*is_met, False])[np.frombuffer(self._codes, np.intc)]  # the last one is that of -1

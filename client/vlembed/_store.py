@@ -1,0 +1,150 @@
+"""What an index needs of the place where its vectors are: one protocol; `_faiss_store` and `_milvus_store` keep it.
+
+Letters: n rows, q queries, d dimensions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from ._exceptions import InvalidInputError
+from ._filters import Condition, decode_metadata
+
+Vectors: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    """What an index holds, and how it is searched."""
+
+    fingerprint: str  # of the model; vectors of another one are refused
+    dimensions: int
+    instruction: str  # of queries; documents have the model's default
+    kind: str
+    options: Mapping[str, int] = field(default_factory=dict)  # of the kind
+    normalisation: str = "l2"  # of every vector, so that a score is the cosine
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> IndexInfo:
+        """Read what `to_json` wrote; raises KeyError, TypeError or ValueError if it did not."""
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class Match:
+    """A row that was found."""
+
+    id: str
+    score: float  # the cosine, higher is more similar; of the kind ivfpq an estimate of it
+    metadata: dict[str, Any]
+
+
+class Found(NamedTuple):
+    """The rows of one query, best first."""
+
+    ids: list[str]
+    scores: list[float]
+    metadata: list[str]  # as `encode_metadata` wrote it
+
+
+class Matches(Sequence[list[Match]]):
+    """The matches of q queries, a list of each; they are made when they are read."""
+
+    def __init__(self, found: Sequence[Found]) -> None:
+        self._found = found
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @overload
+    def __getitem__(self, index: int) -> list[Match]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Matches: ...
+    def __getitem__(self, index: int | slice) -> list[Match] | Matches:
+        if isinstance(index, slice):
+            return Matches(self._found[index])
+        rows = zip(*self._found[index], strict=True)
+        return [Match(of_row, score, decode_metadata(metadata)) for of_row, score, metadata in rows]
+
+    def __repr__(self) -> str:
+        return f"<Matches of {len(self)} queries>"
+
+
+class Store(Protocol):
+    """Where vectors are kept and searched. What it is given is checked; several threads use it at once."""
+
+    @property
+    def info(self) -> IndexInfo: ...
+
+    def __len__(self) -> int: ...
+
+    def held(self, ids: Sequence[str]) -> set[str]:
+        """Return those of the ids that are here."""
+
+    def add(self, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
+        """Add rows whose ids are not here.
+
+        Parameters
+        ----------
+        ids
+            n, all different.
+        vectors
+            float32 (n, d), unit norm.
+        metadata
+            n, as `encode_metadata` writes it.
+        """
+
+    def upsert(self, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
+        """Replace the rows whose ids are here, and add the others."""
+
+    def delete(self, ids: Iterable[str]) -> int:
+        """Remove the rows of ids that are here, and return how many those were."""
+
+    def search(self, vectors: Vectors, k: int, conditions: Sequence[Condition]) -> list[Found]:
+        """Return the k best rows of each query, fewer only if fewer meet the conditions.
+
+        Parameters
+        ----------
+        vectors
+            float32 (q, d), unit norm.
+        k
+            1 or more.
+        conditions
+            All of them have to be met.
+        """
+
+    def save(self, path: Path) -> None:
+        """Write a file, or refuse if the rows are kept elsewhere."""
+
+    def close(self) -> None:
+        """Let go of connections and files."""
+
+
+def choose(kind: str, options: Mapping[str, int], offered: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Check a kind and its options, and complete them by their defaults.
+
+    Raises
+    ------
+    InvalidInputError
+        Naming what is wrong, and what is offered.
+    """
+    if kind not in offered:
+        raise InvalidInputError(f"kind is {kind!r}. Pass one of {', '.join(map(repr, offered))}.")
+    defaults = offered[kind]
+    for name, value in options.items():
+        if name not in defaults:
+            known = f"takes {', '.join(defaults)}" if defaults else "takes none"
+            raise InvalidInputError(f"{name} is no option of an index of kind {kind!r}, which {known}.")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InvalidInputError(f"{name} is {value!r}. Pass a whole number, 1 or more.")
+    return {**defaults, **options}

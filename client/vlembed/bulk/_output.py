@@ -1,0 +1,162 @@
+"""What a finished run wrote: read it, hold it against its checksums, load it into an index."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._exceptions import InvalidInputError, OutputError
+from .._extras import require
+from .._index import Index
+from .._result import Embeddings
+from ._manifest import INPUT, Manifest, read_manifest
+from ._report import Report, report_of
+from ._shards import FileRecord, sha256_of
+
+BLOCK_ROWS = 8192
+NO_HASHES = np.empty(0, np.int64)
+MAX_DUPLICATES = 10  # that a report names
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows of an output."""
+
+    ids: list[str]
+    metadata: list[dict[str, Any]]
+    embeddings: Embeddings  # float32, whatever is stored
+
+
+def read_blocks(output: str | Path, block_rows: int = BLOCK_ROWS) -> Iterator[Block]:
+    """Yield the rows that have vectors, shard by shard, each file after its checksum.
+
+    Raises
+    ------
+    InvalidInputError
+        No output of a bulk run.
+    OutputError
+        It is not finished, or damaged.
+    """
+    manifest = _finished(Path(output))
+    for record in (record for _, record in sorted(manifest.records.items())):
+        for file in record["files"]:
+            _check(manifest, file)
+            for batch in _open(manifest, file).iter_batches(block_rows):
+                columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+                values = columns["embedding"].flatten().to_numpy(zero_copy_only=False)
+                yield Block(
+                    ids=columns["id"].to_pylist(),
+                    metadata=[json.loads(line) for line in columns["metadata"].to_pylist()],
+                    embeddings=Embeddings(
+                        array=values.reshape(len(batch), -1).astype(np.float32, copy=False),
+                        text_tokens=columns["text_tokens"].to_numpy(),
+                        image_tokens=columns["image_tokens"].to_numpy(),
+                        fingerprint=manifest.settings.fingerprint,
+                    ),
+                )
+
+
+def verify(output: str | Path) -> Report:
+    """Hold an output against its manifest: every checksum, and every row of the input once.
+
+    Ids come from the input, and nothing makes them unique; the report names the first that have several vectors.
+
+    Raises
+    ------
+    InvalidInputError
+        No output of a bulk run.
+    OutputError
+        It is not finished, or damaged: naming the file.
+    """
+    manifest = _finished(Path(output))
+    if sha256_of(manifest.output / INPUT) != manifest.input_sha256:
+        raise _damaged(manifest, INPUT, "its checksum is another")
+    positions = []
+    hashes = []
+    for file in manifest.files():
+        _check(manifest, file)
+        table = _open(manifest, file).read(["id", "position"])
+        if table.num_rows != file["rows"]:
+            raise _damaged(manifest, file["name"], f"it has {table.num_rows} rows instead of {file['rows']}")
+        positions.append(table["position"].to_numpy())
+        if file["name"].startswith("shards/"):
+            hashes.append(np.array([hash(own) for own in table["id"].to_pylist()], np.int64))
+    found = np.sort(np.concatenate(positions))
+    if not np.array_equal(found, np.arange(manifest.num_rows)):
+        raise OutputError(
+            f"output {str(output)!r} has {len(found)} rows ({len(np.unique(found))} different ones) of "
+            f"{manifest.num_rows} of the input. Embed the input into another output, and report this."
+        )
+    return report_of(manifest, duplicate_ids=_duplicates(manifest, np.concatenate([NO_HASHES, *hashes])))
+
+
+def load_into(index: Index, output: str | Path) -> int:
+    """Put every row that has a vector into an index, replacing rows of the same id, and return how many there are.
+
+    The output is verified first. A load that was cut short can be done again.
+
+    Raises
+    ------
+    InvalidInputError
+        An id has several vectors; or the index is for another model or other dimensions.
+    OutputError
+        The output is not finished, or damaged.
+    VlembedError
+        Of another kind, if Milvus cannot be reached or fails.
+    """
+    report = verify(output)
+    if report.duplicate_ids:
+        raise InvalidInputError(
+            f"output {str(output)!r} has several vectors for an id ({report.duplicate_ids}); an index would keep one. "
+            "Give every row of the input an id of its own."
+        )
+    for block in read_blocks(output):
+        index.upsert(block.embeddings, ids=block.ids, metadata=block.metadata)
+    return report.num_embedded
+
+
+def _finished(output: Path) -> Manifest:
+    manifest = read_manifest(output)
+    if not manifest.is_complete:
+        raise OutputError(
+            f"only {len(manifest.records)} of {manifest.num_shards} shards of {str(output)!r} are finished. Run the "
+            "command that began it again."
+        )
+    return manifest
+
+
+def _check(manifest: Manifest, file: FileRecord) -> None:
+    try:
+        sha256 = sha256_of(manifest.output / file["name"])
+    except OSError as error:
+        raise _damaged(manifest, file["name"], error) from error
+    if sha256 != file["sha256"]:
+        raise _damaged(manifest, file["name"], "its checksum is another")
+
+
+def _open(manifest: Manifest, file: FileRecord) -> Any:
+    return require("pyarrow.parquet", "bulk").ParquetFile(manifest.output / file["name"])
+
+
+def _damaged(manifest: Manifest, name: str, reason: object) -> OutputError:
+    path = str(manifest.output / name)
+    return OutputError(f"{path!r} is damaged ({reason}). Restore it, or embed the input into another output.")
+
+
+def _duplicates(manifest: Manifest, hashes: npt.NDArray[np.int64]) -> dict[str, int]:
+    """Count the vectors of the first ids that have several; only hashes of all ids are held."""
+    hashes.sort()
+    suspects = set(np.unique(hashes[1:][hashes[1:] == hashes[:-1]])[:MAX_DUPLICATES].tolist())
+    counts: Counter[str] = Counter()
+    for file in manifest.files() if suspects else ():
+        if file["name"].startswith("shards/"):
+            ids = _open(manifest, file).read(["id"])["id"].to_pylist()
+            counts.update(own for own in ids if hash(own) in suspects)
+    return {own: count for own, count in counts.items() if count > 1}

@@ -1,0 +1,174 @@
+"""What a row means: which fields are the item, which its id, and what is kept as metadata.
+
+Knows columns and items; knows nothing of files or servers.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .._exceptions import InvalidInputError
+from .._filters import is_plain
+from .._items import Item
+from ._formats import KEY, BadRowError
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns that make an item; all others are its metadata, except binary ones.
+
+    An image is a path relative to its file, the text of a data: URI, bytes, or, as `datasets` writes it,
+    {"bytes": ..., "path": ...}, where JSON spells bytes in base64.
+    """
+
+    id: str = "id"
+    text: str = "text"
+    image: str = "image"
+    instruction: str = "instruction"
+
+    def __post_init__(self) -> None:
+        names = list(vars(self).values())
+        if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+            raise InvalidInputError(f"columns are {names!r}. Give id, text, image and instruction a name each.")
+
+    def check(self, names: list[str], path: Path) -> None:
+        """Refuse a table without text and image, or without a column that was asked for by name.
+
+        Raises
+        ------
+        InvalidInputError
+            Listing the columns that there are.
+        """
+        missing = [own for role, own in vars(self).items() if own != role and own not in names]
+        if missing or not {self.text, self.image} & set(names):
+            raise InvalidInputError(
+                f"{str(path)!r} has the columns {names}, but no {' or '.join(missing or [self.text, self.image])}. "
+                "Name the columns of text, image and id with Columns."
+            )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row that can be sent."""
+
+    position: int  # in the whole input, from 0
+    id: str
+    place: str  # its file and number
+    metadata: str  # a JSON object
+    item: Item
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A row without a vector, and why."""
+
+    position: int
+    id: str
+    place: str
+    code: str  # for programs, for example IMAGE_UNDECODABLE
+    message: str
+
+
+def to_row(
+    fields: Mapping[str, Any] | BadRowError, columns: Columns, position: int, place: str, folder: Path
+) -> Row | Failure:
+    """Make a row of fields.
+
+    Parameters
+    ----------
+    fields
+        By the names of their columns.
+    columns
+        Those of the item.
+    position
+        Of the row in the whole input.
+    place
+        The row's file and number, which are its id if it has none of its own.
+    folder
+        What paths of images are relative to.
+    """
+    own_id = place
+    try:
+        if isinstance(fields, BadRowError):
+            raise fields
+        rest = dict(fields)
+        own_id = f"{place.rpartition(':')[0]}:{rest.pop(KEY)}" if KEY in rest else place
+        own = {role: rest.pop(name, None) for role, name in vars(columns).items()}
+        own_id = _id(own["id"], own_id)
+        row = Row(position, own_id, place, _metadata(rest), _item(own, folder, sorted(fields)))
+        row.metadata.encode()
+    except BadRowError as error:
+        return Failure(position, own_id, place, error.code, str(error))
+    except UnicodeEncodeError as error:
+        message = f"the row's metadata cannot be UTF-8 ({error}). Save the input as UTF-8."
+        return Failure(position, own_id, place, "TEXT_NOT_UTF8", message)
+    return row
+
+
+def _id(value: object, default: str) -> str:
+    value = default if value is None or value == "" else value
+    if isinstance(value, bool) or not isinstance(value, str | int) or not is_plain(str(value)):
+        raise BadRowError(
+            "ID_WRONG", f"the id {value!r:.60} is neither a line of text nor a whole number. Give another."
+        )
+    return str(value)
+
+
+def _item(own: Mapping[str, Any], folder: Path, names: list[str]) -> Item:
+    text = None if own["text"] == "" else own["text"]
+    image = _image(own["image"], folder)
+    if text is None and image is None:
+        raise BadRowError("ITEM_EMPTY", f"the row has neither text nor image, only {names}. Give it one.")
+    return Item(text=text, image=image, instruction=own["instruction"] or None)
+
+
+def _image(value: Any, folder: Path) -> Path | bytes | None:
+    if isinstance(value, Mapping):  # as the library datasets writes it
+        value = _decode_base64(value["bytes"]) if value.get("bytes") else value.get("path")
+    if value is None or value == "" or value == b"":
+        return None
+    if isinstance(value, bytes | Path):
+        return value
+    if not isinstance(value, str):
+        raise BadRowError("WRONG_TYPE", f"the image is {value!r:.60}; it needs to be a path, bytes or a data: URI.")
+    if value.startswith("data:"):
+        return value.encode()
+    if URL.match(value):
+        raise BadRowError("IMAGE_IS_URL", f"the image {value[:60]!r} is a URL, and nothing is fetched. Download it.")
+    return folder / value
+
+
+def _decode_base64(value: Any) -> bytes:
+    try:
+        return value if isinstance(value, bytes) else base64.b64decode(value, validate=True)
+    except (TypeError, ValueError) as error:
+        raise BadRowError(
+            "IMAGE_UNDECODABLE", f"the bytes of the image are no base64 ({error}). Encode them."
+        ) from None
+
+
+def _metadata(fields: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(_to_json(fields), ensure_ascii=False)
+    except RecursionError as error:
+        raise BadRowError("ROW_MALFORMED", "the row's metadata is nested too deeply. Flatten it.") from error
+
+
+def _to_json(value: Any) -> Any:
+    """Return a value as JSON can hold it: without bytes, NaN as null, dates and decimals as strings."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(name): _to_json(inner) for name, inner in value.items() if not isinstance(inner, bytes)}
+    if isinstance(value, list | tuple):
+        return [_to_json(inner) for inner in value if not isinstance(inner, bytes)]
+    return value if value is None or isinstance(value, str | bool | int | float) else str(value)

@@ -1,0 +1,197 @@
+"""The items of a command: arguments, files by path or glob, and standard input.
+
+An argument is never guessed silently: what looks like a file and is none is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
+from glob import glob
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import click
+
+from .._items import DATA_URI, IMAGE_PATH, URL, Item
+from ._root import InputError
+
+STDIN = "-"
+MAX_ID_LETTERS = 120  # of an id that is made of a text; every index holds one of this length
+Command: TypeAlias = Callable[..., Any]
+Decorator: TypeAlias = Callable[[Command], Command]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An item, and where it comes from."""
+
+    source: str  # for messages
+    item: Item
+    image: str = ""  # its path or data: URI, as it was given
+    given_id: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Return the id that was given, or else the path of the image, or else the text, if long shortened."""
+        if self.given_id:
+            return self.given_id
+        name = self.image or " ".join((self.item.text or "").split())
+        if len(name) <= MAX_ID_LETTERS:
+            return name
+        return f"{name[:MAX_ID_LETTERS]}…{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+    @property
+    def label(self) -> str:
+        """Return what people know it by."""
+        return " ".join(filter(None, [self.image[:200], self.item.text]))
+
+    def described(self) -> dict[str, Any]:
+        """Return what is known of it without its vector."""
+        content = {"text": self.item.text, "image": self.image or None}
+        return {"id": self.id, **{name: value for name, value in content.items() if value is not None}}
+
+
+def takes_items(command: Command) -> Command:
+    """Add the arguments that name items; the command gets them as `entries`."""
+
+    @click.argument("items", nargs=-1, metavar="[ITEM]...")
+    @click.option("--text", "texts", multiple=True, metavar="TEXT", help="A text, whatever it looks like. Repeatable.")
+    @click.option(
+        "--image",
+        "images",
+        multiple=True,
+        metavar="PATTERN",
+        help="An image file, or a glob in quotes (** crosses folders), whatever its suffix. Repeatable.",
+    )
+    @takes_input_format
+    @wraps(command)
+    def wrapped(
+        *args: Any, items: Sequence[str], texts: Sequence[str], images: Sequence[str], input_format: str, **kwargs: Any
+    ) -> Any:
+        given = [*items, *texts, *images]
+        if not given and sys.stdin.isatty():
+            raise click.UsageError("No items. Give texts or images, or pipe lines of text in.")
+        entries = [
+            *(entry for item in (items if given else [STDIN]) for entry in read_argument(item, input_format)),
+            *(Entry(f"--text {text[:60]!r}", Item(text=text)) for text in texts),
+            *(entry for pattern in images for entry in find_images(pattern)),
+        ]
+        return command(*args, entries=entries, **kwargs)
+
+    return wrapped
+
+
+def takes_input_format(command: Command) -> Command:
+    """Add the option that says what standard input holds."""
+    option: Decorator = click.option(
+        "--input-format",
+        type=click.Choice(["text", "jsonl"]),
+        default="text",
+        show_default=True,
+        help='What standard input holds: a text a line, or a JSON object a line with "text", "image" (a path or a '
+        'data: URI), "id" and "instruction", as far as it has them.',
+    )
+    return option(command)
+
+
+def read_argument(argument: str, input_format: str) -> list[Entry]:
+    """Return the items that an argument names.
+
+    Raises
+    ------
+    InputError
+        It names a file that is not there or one that is not called an image, or standard input is empty.
+    """
+    if argument == STDIN:
+        entries = list(read_stdin(input_format))
+        if not entries:
+            raise InputError("standard input has no items, or none any more. Pipe in one a line, and give - once.")
+        return entries
+    if URL.fullmatch(argument) or DATA_URI.fullmatch(argument):
+        return [Entry(f"argument {argument[:60]!r}", Item(text=argument))]  # the client says what may be meant
+    if is_named_as_image(argument):
+        return find_images(argument, "or, if it is a text, with --text")
+    names_file = "*" in argument or ("/" in argument and Path(argument).exists())
+    if names_file and not re.search(r"\s", argument):
+        raise InputError(
+            f"{argument!r} may be a file or a text. Give it with --image or with --text; the arguments that end like "
+            "an image file (.png, .jpg, ...) are images, and all others texts."
+        )
+    return [Entry(f"argument {argument[:60]!r}", Item(text=argument))]
+
+
+def is_named_as_image(name: str) -> bool:
+    """Tell whether a name ends as an image file does; spaces in it do not matter."""
+    return bool(IMAGE_PATH.fullmatch(f"x{Path(name).suffix}"))
+
+
+def find_images(pattern: str, otherwise: str = "") -> list[Entry]:
+    """Return the files of a path or glob, sorted.
+
+    Raises
+    ------
+    InputError
+        There is none, or one has a name that is not UTF-8.
+    """
+    matches = glob(pattern, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
+    paths = [pattern] if Path(pattern).is_file() else sorted(path for path in matches if Path(path).is_file())
+    if not paths:
+        raise InputError(
+            f"{pattern!r} matches no file in {str(Path.cwd())!r}. Give the path of an image file, or a glob in quotes"
+            f"{', ' + otherwise if otherwise else ''}."
+        )
+    for path in paths:
+        if path != path.encode(errors="replace").decode():
+            raise InputError(f"the name of {path!r} is not UTF-8, and cannot be told in a result. Rename the file.")
+    return [Entry(repr(path), Item(image=Path(path)), image=path) for path in paths]
+
+
+def read_stdin(input_format: str) -> Iterator[Entry]:
+    """Yield an item for each line of standard input.
+
+    Raises
+    ------
+    InputError
+        A line is empty, no UTF-8, or no JSON object of an item.
+    """
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        source = f"line {number} of standard input"
+        try:
+            text = line.decode("utf-8-sig").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{source} is not UTF-8 ({error}). Convert it, for example with iconv.") from error
+        if not text.strip():
+            raise InputError(f'{source} is empty. Remove it; an empty text is {{"text": ""}} in --input-format jsonl.')
+        yield Entry(source, Item(text=text)) if input_format == "text" else _read_object(source, text)
+
+
+def _read_object(source: str, line: str) -> Entry:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{source} is no JSON ({error}): {line[:60]!r}. Give an object a line.") from error
+    if not isinstance(fields, dict) or not fields.keys() & {"text", "image"}:
+        raise InputError(f"{source} is no object with a text or an image: {line[:60]!r}.")
+    text, image, instruction, given_id = (fields.pop(name, None) for name in ("text", "image", "instruction", "id"))
+    if not isinstance(image, str | None) or not isinstance(given_id, str | int | None) or isinstance(given_id, bool):
+        raise InputError(f"{source}: id is {given_id!r} and image is {image!r:.60}. Give strings, or leave them out.")
+    picture = (image.encode() if DATA_URI.fullmatch(image) else Path(image)) if image else None
+    given_id = "" if given_id is None else str(given_id)
+    return Entry(source, Item(text, picture, instruction), image=image or "", given_id=given_id, metadata=fields)
+
+
+def refuse_metadata(entries: Sequence[Entry]) -> None:
+    """Refuse fields that a command has no use for, instead of dropping them."""
+    for entry in entries:
+        if entry.metadata:
+            raise InputError(
+                f"{entry.source} has {', '.join(map(repr, entry.metadata))}, which only `vlembed index` keeps. Remove "
+                "it, or check its spelling: text, image, id, instruction."
+            )

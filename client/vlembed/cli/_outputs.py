@@ -1,0 +1,144 @@
+"""Where results go and in which form: a table for people, JSON and arrays for programs."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+from unicodedata import category, east_asian_width
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from .._extras import require
+from ._inputs import Command, Decorator
+
+BINARY = ("npy", "parquet")
+MAX_CELL = 48  # columns of a table's text
+FLOAT32_DIGITS = 9  # that tell every float32 apart
+
+
+@dataclass(frozen=True)
+class Output:
+    """A form, and a file or standard output."""
+
+    format: str
+    path: Path | None
+
+    def write(self, data: str | bytes) -> None:
+        """Write the whole result."""
+        if self.path:
+            self.path.write_bytes(data if isinstance(data, bytes) else f"{data}\n".encode())
+        elif isinstance(data, bytes):
+            sys.stdout.buffer.write(data)
+        else:
+            click.echo(data)
+
+
+def takes_output(*formats: str, to_file: bool = True) -> Decorator:
+    """Add the options of the result; the command gets an `Output` as `output`."""
+    text = (
+        f"Form of the result. Default:{' that of the suffix of --output;' * to_file} on a terminal a table, else JSON."
+    )
+    form_option = click.option("--format", "form", type=click.Choice(formats), help=text)
+    path_option = click.option(
+        "--output", "-o", "path", type=click.Path(path_type=Path), metavar="FILE", help="Default: standard output."
+    )
+
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def wrapped(*args: Any, form: str | None, path: Path | None = None, **kwargs: Any) -> Any:
+            return command(*args, output=_choose(form, path, formats), **kwargs)
+
+        return form_option(path_option(wrapped) if to_file else wrapped)
+
+    return decorate
+
+
+def _choose(form: str | None, path: Path | None, formats: Sequence[str]) -> Output:
+    """Check the output before there is anything to lose."""
+    is_terminal = sys.stdout.isatty()
+    if path and (path.is_dir() or not path.parent.is_dir()):
+        raise click.UsageError(f"--output is {str(path)!r}, a folder or in none. Give a file in a folder that exists.")
+    if path and not form and path.suffix[1:] not in formats:
+        raise click.UsageError(f"--output is {str(path)!r}, of no known suffix. Add --format {'|'.join(formats)}.")
+    form = form or (path.suffix[1:] if path else "table" if is_terminal else "json")
+    if form in BINARY and not path and is_terminal:
+        raise click.UsageError(f"{form} is not for a terminal. Add --output FILE, or redirect standard output.")
+    if form == "parquet":
+        require("pyarrow.parquet", "bulk")
+    return Output(form, path)
+
+
+def to_json(value: Any) -> str:
+    """Return one line of JSON; texts stay readable."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def to_floats(values: npt.NDArray[np.floating[Any]]) -> list[Any]:
+    """Return (d,) or (n, d) as lists; of float32 with the digits that make the same float32 again."""
+    if values.ndim > 1:
+        return [to_floats(row) for row in values]
+    if values.dtype != np.float32:
+        return list(values.tolist())
+    return [float(f"{value:.{FLOAT32_DIGITS}g}") for value in values.tolist()]
+
+
+def to_npy(values: npt.NDArray[Any]) -> bytes:
+    """Return the bytes of a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
+
+
+def to_table(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
+    """Align columns: texts left and shortened, numbers right."""
+    body = [[_cell(value) for value in row] for row in rows]
+    is_number = [all(not isinstance(value, str) for value, _ in column) for column in zip(*body, strict=True)]
+    lines = [list(header), *[[text for _, text in row] for row in body]]
+    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
+    padded = (
+        "  ".join(
+            " " * (size - width(text)) + text if right else text + " " * (size - width(text))
+            for text, size, right in zip(line, widths, is_number or [False] * len(line), strict=True)
+        )
+        for line in lines
+    )
+    return "\n".join(line.rstrip() for line in padded)
+
+
+def to_pairs(values: Mapping[str, object]) -> str:
+    """Return a line for each name and its value, whole."""
+    size = max(map(len, values))
+    return "\n".join(f"{name:{size}}  {_told(value)}" for name, value in values.items())
+
+
+def _told(value: object) -> str:
+    return ", ".join(f"{own} {name}" for name, own in value.items()) if isinstance(value, Mapping) else str(value)
+
+
+def _cell(value: str | float) -> tuple[str | float, str]:
+    if isinstance(value, str):
+        return value, shorten(value)
+    return value, f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def shorten(text: str, max_width: int = MAX_CELL) -> str:
+    """Return a text on one line, without what a terminal would obey, cut to a width."""
+    text = "".join(char for char in " ".join(text.split()) if char.isprintable() or category(char) == "Cf")
+    if width(text) <= max_width:
+        return text
+    while width(text) >= max_width:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def width(text: str) -> int:
+    """Return the columns that a text takes on a terminal."""
+    return sum(0 if category(char) in ("Mn", "Me", "Cf") else 1 + (east_asian_width(char) in "WF") for char in text)

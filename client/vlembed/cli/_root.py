@@ -1,0 +1,78 @@
+"""How the command ends: every failure is lines of `error: ...` on stderr and an exit status."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from .._exceptions import InvalidInputError, MissingExtraError, VlembedError
+
+CURES = {  # of Python, and how this command spells them
+    r"pass allow_reference_text=True": "give --allow-reference-text",
+    r"pass Path\(.*?\)": "give it with --image",
+    r"ask for truncation \(truncate\)": "give --truncate",
+    r"pass a client, or dimensions and a fingerprint": "use `vlembed index create`",
+    r"upsert replaces": "--replace replaces them",
+    r"with Columns\.": "with --column.",
+    r"without retry_errors": "without --retry-errors",
+}
+SUBCOMMAND = "COMMAND [ARGS]..."  # in help; click's own differs between versions
+HELP_WIDTH = 100  # columns, of whatever terminal: client/CLI.md holds the pages as they are
+FAILED, REFUSED, INCOMPLETE, INTERRUPTED, READER_LEFT = 1, 2, 3, 130, 141  # the last two as a shell tells of a signal
+
+
+class InputError(click.ClickException):
+    """What was given is wrong; a line for each thing that is."""
+
+    exit_code = REFUSED
+
+    def __init__(self, *messages: str) -> None:
+        super().__init__("\n".join(" ".join(message.split("\n")) for message in messages))
+
+
+class Root(click.Group):
+    """A group whose errors are lines and an exit status; a subcommand may return a status of its own."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run the command line and exit."""
+        sys.exit(self._run(*args, **kwargs | {"standalone_mode": False}))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the subcommand, and leave quietly when nobody reads its output any more."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+            ctx.exit(READER_LEFT)
+
+    def _run(self, *args: Any, **kwargs: Any) -> int:
+        try:
+            return super().main(*args, **kwargs) or 0
+        except click.Abort:
+            return INTERRUPTED
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else "vlembed"
+            print_errors([f"{error.format_message()} See `{command} --help`."])
+            return error.exit_code
+        except click.ClickException as error:
+            print_errors(error.format_message().split("\n"))
+            return error.exit_code
+        except (VlembedError, OSError) as error:
+            print_errors([str(error)])
+            return REFUSED if isinstance(error, InvalidInputError | MissingExtraError) else FAILED
+
+
+def print_errors(messages: Sequence[str]) -> None:
+    """Print a line for each; cures that name Python's arguments name the options instead."""
+    for message in messages:
+        line = " ".join(message.split("\n"))
+        for theirs, ours in CURES.items():
+            line = re.sub(theirs, ours, line)
+        click.echo(f"error: {line}", err=True)

@@ -1,0 +1,182 @@
+"""`vlembed index`: make an index of items, add to it, and tell of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .._client import DEFAULT_QUERY_INSTRUCTION, EmbeddingClient
+from .._faiss_kinds import KINDS
+from .._index import Index
+from .._items import DATA_URI
+from ..bulk import load_into, verify
+from ._inputs import Command, Entry, takes_items
+from ._options import ITEM_OPTIONS, takes_client, takes_embed_options
+from ._outputs import Output, takes_output, to_json, to_pairs
+from ._places import Place, takes_place
+from ._root import INCOMPLETE, SUBCOMMAND
+from ._vectors import embed_entries, takes_keep_going
+
+KIND_OPTIONS = sorted({name for options in KINDS.values() for name in options})
+
+
+@click.group(invoke_without_command=True, subcommand_metavar=SUBCOMMAND)
+@click.pass_context
+def index(context: click.Context) -> None:
+    """Make an index of texts and images, add to it, and tell of it.
+
+    \b
+    INDEX is a file, or a collection in Milvus:
+      photos.index
+      milvus+http://host:19530/photos
+      milvus+file:milvus.db/photos
+
+    Each item is a row with an id: its own in JSON lines, else the path of its image, else its text. Its metadata is its
+    text, the path of its image, and all other fields of its JSON line; `vlembed search --where` filters by them.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def takes_design(command: Command) -> Command:
+    """Add the options of a new index; the command gets those that are given as `design`, as for `Index.create`."""
+
+    @click.option("--kind", type=click.Choice(list(KINDS)), help="Default: flat, which compares all; in Milvus hnsw.")
+    @click.option(
+        "--option",
+        "kind_options",
+        multiple=True,
+        metavar="NAME=NUMBER",
+        help="Of the kind, as for Index.create, for example ef_search=256. Repeatable.",
+    )
+    @click.option(
+        "--query-instruction",
+        metavar="TEXT",
+        help=f"What is to be found, for the queries to come. Default: {DEFAULT_QUERY_INSTRUCTION}",
+    )
+    @wraps(command)
+    def wrapped(
+        *args: Any, kind: str | None, kind_options: Sequence[str], query_instruction: str | None, **kwargs: Any
+    ) -> Any:
+        given = {"kind": kind, "instruction": query_instruction, **dict(map(_split_option, kind_options))}
+        design = {name: value for name, value in given.items() if value is not None}
+        return command(*args, design=design, **kwargs)
+
+    return wrapped
+
+
+def _split_option(option: str) -> tuple[str, int]:
+    name, _, value = option.partition("=")
+    if name not in KIND_OPTIONS or not value.isdecimal():
+        raise click.UsageError(f"--option is {option!r}. Give NAME=NUMBER, NAME one of {', '.join(KIND_OPTIONS)}.")
+    return name, int(value)
+
+
+@index.command()
+@takes_place
+@takes_items
+@takes_design
+@click.option("--dimensions", type=int, metavar="D", help="A smaller (Matryoshka) size of the vectors.")
+@takes_embed_options(*ITEM_OPTIONS)
+@takes_keep_going
+@takes_client()
+def create(
+    client: EmbeddingClient,
+    place: Place,
+    entries: Sequence[Entry],
+    design: Mapping[str, Any],
+    dimensions: int | None,
+    options: Mapping[str, Any],
+    keep_going: bool,
+) -> int:
+    """Make an index of items, which are given as for `vlembed embed`.
+
+    \b
+      vlembed index create photos.index 'photos/**/*.jpg' --kind hnsw
+      vlembed index create notes.index --input-format jsonl < notes.jsonl
+    """
+    with place.create(client=client, dimensions=dimensions, **design) as made:
+        return _fill(made, place, client, entries, options, keep_going=keep_going)
+
+
+@index.command()
+@takes_place
+@takes_items
+@click.option("--replace", is_flag=True, help="Replace the rows whose ids are there, instead of refusing all.")
+@takes_embed_options(*ITEM_OPTIONS)
+@takes_keep_going
+@takes_client()
+def add(
+    client: EmbeddingClient,
+    place: Place,
+    entries: Sequence[Entry],
+    replace: bool,
+    options: Mapping[str, Any],
+    keep_going: bool,
+) -> int:
+    """Add items to an index, which are given as for `vlembed embed`."""
+    with place.open(client) as opened:
+        return _fill(opened, place, client, entries, options, keep_going=keep_going, replace=replace)
+
+
+def _fill(
+    index: Index,
+    place: Place,
+    client: EmbeddingClient,
+    entries: Sequence[Entry],
+    options: Mapping[str, Any],
+    *,
+    keep_going: bool,
+    replace: bool = False,
+) -> int:
+    options = {**options, "dimensions": index.info.dimensions}
+    kept, embeddings = embed_entries(client, entries, options, keep_going=keep_going)
+    write = index.upsert if replace else index.add
+    write(embeddings, ids=[entry.id for entry in kept], metadata=[_metadata(entry) for entry in kept])
+    _save(index, place, len(kept))
+    return INCOMPLETE if len(kept) < len(entries) else 0
+
+
+def _save(index: Index, place: Place, num_rows: int) -> None:
+    place.save(index)
+    click.echo(f"note: {num_rows} rows added or replaced, {place.name} has {len(index)}", err=True)
+
+
+def _metadata(entry: Entry) -> dict[str, Any]:
+    """Return what is known of an item; pictures stay in their files, and those of data: URIs are not kept."""
+    own = {"text": entry.item.text, "image": "" if DATA_URI.fullmatch(entry.image) else entry.image}
+    return {name: value for name, value in own.items() if value} | dict(entry.metadata)
+
+
+@index.command()
+@takes_place
+@click.argument("output", metavar="OUTPUT", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@takes_design
+def load_from_bulk(place: Place, output: Path, design: Mapping[str, Any]) -> None:
+    """Fill an index with the vectors of `vlembed bulk`; no server is needed.
+
+    The index is made if it is not there. Rows whose ids are there are replaced.
+    """
+    report = verify(output)
+    with place.open_or_create(dimensions=report.dimensions, fingerprint=report.fingerprint, **design) as filled:
+        num_rows = load_into(filled, output)
+        _save(filled, place, num_rows)
+
+
+@index.command()
+@takes_place
+@takes_output("table", "json")
+def info(place: Place, output: Output) -> None:
+    """Show what an index holds, and the model that it is for."""
+    with place.open() as opened:
+        told = {"rows": len(opened), **asdict(opened.info)}
+    if output.format == "json":
+        output.write(to_json(told))
+        return
+    options = told.pop("options")
+    output.write(to_pairs({**told, **options}))

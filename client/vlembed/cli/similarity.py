@@ -1,0 +1,105 @@
+"""`vlembed similarity`: items or vectors, compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import numpy as np
+
+from .._client import EmbeddingClient
+from .._result import Embeddings
+from .._similarity import Metric
+from .._similarity import similarity as compare
+from ._inputs import is_named_as_image, read_argument, refuse_metadata, takes_input_format
+from ._options import ITEM_OPTIONS, takes_client, takes_embed_options
+from ._outputs import Output, shorten, takes_output, to_floats, to_json, to_npy, to_table
+from ._root import InputError
+from ._vectors import embed_entries
+
+MAX_HEADER = 20  # columns of a name above a matrix
+Vectors = np.ndarray[Any, Any]
+
+
+@click.command()
+@click.argument("items", nargs=-1, required=True, metavar="ITEM...")
+@click.option("--with", "others", multiple=True, metavar="ITEM", help="Compare with this instead. Repeatable.")
+@click.option("--pairwise", is_flag=True, help="Compare the first ITEM with the first --with, and so on.")
+@click.option(
+    "--metric", type=click.Choice(get_args(Metric)), default="cosine", show_default=True, help="Distances are negative."
+)
+@takes_input_format
+@takes_embed_options("instruction", "dimensions", *ITEM_OPTIONS)
+@takes_output("table", "json", "npy")
+@takes_client()
+def similarity(
+    client: EmbeddingClient,
+    items: Sequence[str],
+    others: Sequence[str],
+    pairwise: bool,
+    metric: Metric,
+    input_format: str,
+    options: Mapping[str, Any],
+    output: Output,
+) -> None:
+    """Compare texts, images and vectors; higher is more similar.
+
+    Compares every ITEM with every ITEM of --with, or without that option, all ITEMs with each other. An ITEM is a text,
+    an image or `-`, as for `vlembed embed`, or a file of vectors that ends in .npy.
+
+    \b
+      vlembed similarity "a red apple" "ein roter Apfel" apple.png
+      vlembed similarity "a red apple" --with 'photos/*.jpg'
+      vlembed similarity vectors.npy --with others.npy --pairwise --format json
+    """
+    if pairwise and not others:
+        raise click.UsageError("--pairwise compares ITEMs with those of --with, and there are none.")
+    read = partial(_side, client=client, input_format=input_format, options=options)
+    rows, left = read(items)
+    columns, right = read(others) if others else (rows, left)
+    scores = compare(left, right, metric=metric, pairwise=pairwise)
+    if output.format == "npy":
+        output.write(to_npy(scores))
+    elif output.format == "json":
+        named = {"metric": metric, "pairwise": pairwise, "rows": rows, "columns": columns}
+        output.write(to_json({**named, "similarity": to_floats(scores)}))
+    elif pairwise:
+        output.write(to_table(["", "", metric], zip(rows, columns, scores.tolist(), strict=True)))
+    else:
+        if len(columns) > len(rows):  # longer is easier to read than wider
+            rows, columns, scores = columns, rows, scores.T
+        short = (Path(name).name if is_named_as_image(name) else name for name in columns)
+        header = [metric, *(shorten(name, MAX_HEADER) for name in short)]
+        output.write(to_table(header, [[name, *row] for name, row in zip(rows, scores.tolist(), strict=True)]))
+
+
+def _side(
+    items: Sequence[str], *, client: EmbeddingClient, input_format: str, options: Mapping[str, Any]
+) -> tuple[list[str], Embeddings | Vectors]:
+    """Return the names of n rows, and the rows (n, d)."""
+    are_files = {item.endswith(".npy") for item in items}
+    if len(are_files) > 1:
+        raise InputError("One side has both .npy files and items to embed. Give the ones as ITEMs, the others --with.")
+    if True in are_files:
+        parts = [_load(item) for item in items]
+        names = [f"{item}[{row}]" for item, part in zip(items, parts, strict=True) for row in range(len(part))]
+        if len({part.shape[1] for part in parts}) > 1:
+            shapes = ", ".join(str(part.shape) for part in parts)
+            raise InputError(f"the arrays of one side are {shapes}; all need the same dimensions.")
+        return names, np.concatenate(parts)
+    entries = [entry for item in items for entry in read_argument(item, input_format)]
+    refuse_metadata(entries)
+    return [entry.label for entry in entries], embed_entries(client, entries, options)[1]
+
+
+def _load(path: str) -> Vectors:
+    try:
+        vectors: Vectors = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path!r} is no .npy file that can be read ({error}).") from error
+    if not isinstance(vectors, np.ndarray) or vectors.ndim != 2:
+        raise InputError(f"{path!r} holds {np.shape(vectors)} instead of one array of vectors (n, d).")
+    return vectors

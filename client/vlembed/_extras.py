@@ -14,11 +14,11 @@ def require(module: str, extra: str) -> Any:
     Raises
     ------
     MissingExtraError
-        It is not installed; says how to install it.
+        It is not installed, or does not fit what is; says how to install it.
     """
     try:
         return import_module(module)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise MissingExtraError(
-            f"{module} is not installed ({error}). Install it with: pip install 'vlembed[{extra}]'"
+            f"{module} cannot be imported ({error}). Install it with: pip install 'vlembed[{extra}]'"
         ) from error

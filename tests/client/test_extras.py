@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -15,5 +16,12 @@ def test_a_library_is_imported() -> None:
 
 
 def test_a_missing_one_is_named_with_its_cure() -> None:
-    with pytest.raises(MissingExtraError, match=r"nowhere_to_be_found is not .*pip install 'vlembed\[index\]'"):
+    with pytest.raises(MissingExtraError, match=r"nowhere_to_be_found cannot .*pip install 'vlembed\[index\]'"):
         require("nowhere_to_be_found", "index")
+
+
+def test_one_that_does_not_fit_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "unfitting.py").write_text("raise ImportError('needs numpy 2')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingExtraError, match=r"unfitting .*needs numpy 2"):
+        require("unfitting", "bulk")

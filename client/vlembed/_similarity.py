@@ -191,9 +191,11 @@ def row_norms(name: str, vectors: Array, *, refuse_zero: bool) -> npt.NDArray[np
         Naming rows that are not finite, or zero if those are refused.
     """
     norms: npt.NDArray[np.float64] = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
-    if bad := np.flatnonzero(~np.isfinite(norms)).tolist():
+    if not (norms < np.inf).all():
+        bad = np.flatnonzero(~np.isfinite(norms)).tolist()
         raise InvalidInputError(f"{name} has rows that are not finite: {bad[:10]}. Remove them.")
-    if refuse_zero and (bad := np.flatnonzero(norms == 0).tolist()):
+    if refuse_zero and not norms.all():
+        bad = np.flatnonzero(norms == 0).tolist()
         raise InvalidInputError(
             f"{name} has zero rows: {bad[:10]}; the cosine of a zero vector is undefined. Remove them."
         )

@@ -92,6 +92,11 @@ class FaissStore:
                 with file:
                     index = _read(file)
             store._vectors = wrap(index, store._info.options)
+        except RuntimeError as error:
+            file.close()
+            raise InvalidInputError(
+                f"{str(path)!r} is whole, but FAISS {faiss().__version__} cannot read it ({error}). Upgrade FAISS."
+            ) from error
         except BaseException:
             file.close()
             raise
@@ -160,7 +165,7 @@ class FaissStore:
             _index_file.write(path, content, lambda take: faiss().write_index(index, faiss().PyCallbackIOWriter(take)))
 
     def close(self) -> None:
-        pass
+        """Do nothing: no connection is open, and the file of mapped vectors closes with the last use of them."""
 
     def _append(self, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
         if not len(ids):

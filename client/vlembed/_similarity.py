@@ -79,8 +79,8 @@ def top_k(
 ) -> TopK:
     """Find the k rows of a gallery that are most similar to each query, exactly, without the matrix of all with all.
 
-    Beside its arguments and its result it needs some 100 MiB, however many there are of both; arrays of numpy.memmap
-    stay on the disk.
+    Beside its arguments and its result it needs some 100 MiB, however many rows there are of both; a numpy.memmap stays
+    on the disk.
 
     Parameters
     ----------

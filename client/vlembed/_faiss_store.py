@@ -17,7 +17,7 @@ import numpy as np
 
 from . import _index_file
 from ._exceptions import InvalidInputError
-from ._faiss_kinds import KINDS, Exhaustive, Hnsw, IvfPq, default_code_bytes, empty, faiss, train, wrap
+from ._faiss_kinds import KINDS, Exhaustive, Hnsw, IvfPq, aligned, default_code_bytes, empty, faiss, train, wrap
 from ._filters import Condition
 from ._locks import ReadWriteLock
 from ._rows import Positions, Rows
@@ -151,7 +151,7 @@ class FaissStore:
             k = min(k, len(self._rows) if mask is None else int(mask.sum()))
             if k == 0:
                 return [Found([], [], []) for _ in vectors]
-            scores, positions = self._vectors.search(vectors, k, mask)
+            scores, positions = self._vectors.search(aligned(vectors), k, mask)
             ids, metadata = self._rows.ids, self._rows.metadata
             return [
                 Found([ids[row] for row in rows], of_query, [metadata[row] for row in rows])

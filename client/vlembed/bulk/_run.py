@@ -31,7 +31,7 @@ def embed_files(
     url: str | Sequence[str],
     client_options: Mapping[str, Any] | None = None,
     columns: Columns | None = None,
-    shard_size: int = 10_000,
+    shard_size: int = 5_000,
     dtype: Dtype = "float32",
     dimensions: int | None = None,
     instruction: str | None = None,
@@ -116,6 +116,7 @@ def embed_files(
             _begin(source, output, settings, checkpoint)
         manifest = read_manifest(output)
         manifest.check(settings)
+        manifest.check_input_list()
         shards = read_plan(source, output / INPUT, shard_size, manifest.num_rows, images_may_differ=retry_errors)
         manifest.clean()
         tasks = _failed_tasks(manifest, shards) if retry_errors else _unfinished_tasks(manifest, shards)
@@ -128,7 +129,7 @@ def embed_files(
             for record in records:
                 manifest.append(record)
         manifest.clean()
-    return report_of(manifest, ignored=dict(source.ignored))
+    return report_of(manifest, ignored=dict(+source.ignored))
 
 
 def _check_arguments(

@@ -120,6 +120,8 @@ class HttpTransport:
         if connection.sock is None:
             connection.timeout = _left_s(deadline)
             connection.connect()
+            if self._is_closed:  # meanwhile
+                raise closed()
         connection.sock.settimeout(_left_s(deadline))
         connection.response_class = partial(TimedResponse, deadline=deadline)  # type: ignore[assignment]
         connection.request(method, self._address.path.rstrip("/") + path, body, self._headers | dict(header))

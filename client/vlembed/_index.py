@@ -63,8 +63,8 @@ class Index:
         Parameters
         ----------
         kind
-            "flat" compares a query with every vector. "hnsw" walks a graph. "ivfpq" keeps codes alone, of about a
-            thirtieth of the size, and its scores are estimates. "int8" and "binary" pick candidates by codes and score
+            "flat" compares a query with every vector. "hnsw" walks a graph. "ivfpq" keeps codes alone, of a
+            sixteenth of the size, and its scores are estimates. "int8" and "binary" pick candidates by codes and score
             them by the vectors, which `load` leaves on the disk.
         client
             Embeds items and queries; without one the index takes vectors only.
@@ -120,6 +120,9 @@ class Index:
     ) -> Index:
         """Open a collection in Milvus, or create it if it is not there.
 
+        Every search sees what was changed before it, by any process. Let one process at a time add: Milvus itself keeps
+        an id that two of them add twice.
+
         Parameters
         ----------
         uri
@@ -145,22 +148,12 @@ class Index:
         MissingExtraError
             pymilvus, or for a .db file milvus-lite, is not installed.
         """
-        is_asked = client is not None or (dimensions is not None and fingerprint is not None)
-        new = (
-            _new_info(
-                kind or "hnsw", client, dimensions, fingerprint, instruction or DEFAULT_QUERY_INSTRUCTION, options
-            )
-            if is_asked
-            else None
-        )
+        new = None
+        if client is not None or (dimensions is not None and fingerprint is not None):
+            asked = instruction or DEFAULT_QUERY_INSTRUCTION
+            new = _new_info(kind or "hnsw", client, dimensions, fingerprint, asked, options)
         store = MilvusStore.connect(str(uri), collection, new, token=token, timeout_s=timeout_s)
-        given = {
-            "kind": kind,
-            "dimensions": dimensions,
-            "fingerprint": fingerprint,
-            "instruction": instruction,
-            **options,
-        }
+        given = dict(kind=kind, dimensions=dimensions, fingerprint=fingerprint, instruction=instruction, **options)
         has = {**vars(store.info), **store.info.options}
         try:
             for name, value in given.items():

@@ -16,7 +16,6 @@ pytestmark = pytest.mark.triton
 DEMONSTRATION = Path(__file__).resolve().parents[2] / "demo"
 PICTURES = sorted((DEMONSTRATION / "images").glob("*.png"))
 QUERIES = [json.loads(line) for line in (DEMONSTRATION / "quickstart.jsonl").read_text(encoding="utf-8").splitlines()]
-INSTRUCTION = "Represent the user's input."  # what the demonstration's checkpoint was trained with
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +28,9 @@ def client(demo_server: TritonServer) -> Iterator[EmbeddingClient]:
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "int8", "binary", "ivfpq", "milvus"])
 def test_pictures_by_their_names(kind: str, client: EmbeddingClient, tmp_path: Path, milvus_file: Path) -> None:
     if kind == "milvus":
-        index = Index.connect(milvus_file, "pictures", client=client, instruction=INSTRUCTION)
+        index = Index.connect(milvus_file, "pictures", client=client)
     else:
-        index = Index.create(kind, client=client, instruction=INSTRUCTION)
+        index = Index.create(kind, client=client)
     metadata = [{"letters": len(path.stem)} for path in PICTURES]
     with index:
         index.add(PICTURES, ids=[path.stem for path in PICTURES], metadata=metadata)
@@ -40,7 +39,8 @@ def test_pictures_by_their_names(kind: str, client: EmbeddingClient, tmp_path: P
             index = Index.load(tmp_path / "pictures.index", client=client)
         found = index.search_batch([query["text"] for query in QUERIES], 3)
         assert [matches[0].id for matches in found] == [query["image"] for query in QUERIES]
-        theirs = client.similarity([query["text"] for query in QUERIES], PICTURES)
+        queries = client.embed_query([query["text"] for query in QUERIES], index.info.instruction)
+        theirs = client.similarity(queries, client.embed_document(PICTURES))
         for ours, row in zip(found, theirs, strict=True):
             assert ours[0].score == pytest.approx(row.max(), abs=1e-4)
             assert len(ours) == 3 and ours[0].metadata == {"letters": len(ours[0].id)}
@@ -53,7 +53,7 @@ def test_pictures_by_their_names(kind: str, client: EmbeddingClient, tmp_path: P
 
 def test_a_smaller_size(client: EmbeddingClient) -> None:
     size = client.info().min_dimensions
-    index = Index.create(client=client, dimensions=size, instruction=INSTRUCTION)
+    index = Index.create(client=client, dimensions=size)
     index.add(PICTURES, ids=[path.stem for path in PICTURES])
     right = sum(index.search(query["text"], 1)[0].id == query["image"] for query in QUERIES)
     assert index.info.dimensions == size and right > len(QUERIES) / 2

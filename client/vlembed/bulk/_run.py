@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -68,7 +68,7 @@ def embed_files(
     retry_errors
         Embed only the rows in `errors/` of a finished run again, for example after images were repaired.
     engine
-        "local" embeds shard after shard in this process; "ray" several at once by Ray Data, on the cluster that Ray is
+        "local" embeds all shards in this process; "ray" several at once by Ray Data, on the cluster that Ray is
         connected to or on this machine.
     num_workers
         Shards at once with Ray; as many as it has CPUs by default.
@@ -122,12 +122,12 @@ def embed_files(
         tasks = _failed_tasks(manifest, shards) if retry_errors else _unfinished_tasks(manifest, shards)
         worker = Worker(url, client_options or {}, source.root, output, settings)
         with _progress_bar(manifest, tasks, is_shown=progress) as advance:
-            if engine == "ray":
-                records = run_on_ray(worker, tasks, num_workers, advance)
-            else:
-                records = (worker.run(task, advance) for task in tasks)
-            for record in records:
-                manifest.append(record)
+            is_ray = engine == "ray"
+            with closing(
+                run_on_ray(worker, tasks, num_workers, advance) if is_ray else worker.run(tasks, advance)
+            ) as records:
+                for record in records:
+                    manifest.append(record)
         manifest.clean()
     return report_of(manifest, ignored=dict(+source.ignored))
 

@@ -14,7 +14,7 @@ import ctypes
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,19 +34,18 @@ K = 10
 BATCH = 100
 BLOCK_ROWS = 8192
 CLUSTER_ROWS = 100
-NOISE = 1.0  # of the norm of a centre
+NOISE = np.float32(1)  # against the centre
 TRAIN_SHARE = 0.1  # of an ivfpq index's rows, of which every 40 get a list
 
 
 def clustered(num_rows: int, dimensions: int, num_clusters: int, seed: int) -> Iterator[Vectors]:
-    """Yield blocks of unit vectors, always the same ones of a seed."""
+    """Yield blocks of unit vectors, always the same ones of a seed, around centres that are the same for all seeds."""
+    centres = np.random.default_rng(0).standard_normal((num_clusters, dimensions), np.float32)
     for start in range(0, num_rows, BLOCK_ROWS):
         generator = np.random.default_rng([seed, start])
         size = min(BLOCK_ROWS, num_rows - start)
-        block = generator.standard_normal((size, dimensions), np.float32)
-        block *= NOISE
-        for row, cluster in zip(block, generator.integers(num_clusters, size=size).tolist(), strict=True):
-            row += np.random.default_rng(cluster).standard_normal(dimensions, np.float32)
+        block = NOISE * generator.standard_normal((size, dimensions), np.float32)
+        block += centres[generator.integers(num_clusters, size=size)]
         block /= np.linalg.norm(block, axis=1, keepdims=True)
         yield block
 
@@ -154,18 +153,29 @@ def storage(index: Index, queries: Vectors, folder: Path) -> dict[str, Any]:
     }
 
 
-def measure(kind: str, num_rows: int, dimensions: int, seed: int, rounds: int) -> dict[str, Any]:
-    """Build an index and return its rows of the report."""
+def measure(num_rows: int, dimensions: int, kinds: Sequence[str], seed: int, rounds: int) -> dict[str, Any]:
+    """Build and search an index of each kind over the same vectors, and return the rows of the report."""
     num_clusters = max(1, num_rows // CLUSTER_ROWS)
+
+    def blocks() -> Iterator[Vectors]:
+        return clustered(num_rows, dimensions, num_clusters, seed)
+
     queries = next(clustered(BATCH, dimensions, num_clusters, seed + 1))
-    exact = nearest(queries, clustered(num_rows, dimensions, num_clusters, seed))
-    before = memory_bytes()
-    index, build_s = build(kind, num_rows, dimensions, clustered(num_rows, dimensions, num_clusters, seed))
-    rows = {"build, s": build_s, "memory, bytes per vector": (memory_bytes() - before) / num_rows}
-    rows["recall@10"] = recall(index, queries, exact)
-    rows |= speed(index, queries, rounds)
-    with TemporaryDirectory() as folder:
-        rows |= storage(index, queries, Path(folder))
+    exact = nearest(queries, blocks())
+    rows: dict[str, Any] = {}
+    for kind in kinds:
+        before = memory_bytes()
+        index, build_s = build(kind, num_rows, dimensions, blocks())
+        measured = {
+            "build, s": build_s,
+            "memory, bytes per vector": (memory_bytes() - before) / num_rows,
+            "recall@10": recall(index, queries, exact),
+            **speed(index, queries, rounds),
+        }
+        with TemporaryDirectory() as folder:
+            measured |= storage(index, queries, Path(folder))
+        del index
+        rows |= {f"{kind}, {num_rows} x {dimensions}: {what}": value for what, value in measured.items()}
     return rows
 
 
@@ -178,12 +188,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    rows = {}
+    rows: dict[str, Any] = {}
     for num_rows in arguments.vectors:
         for dimensions in arguments.dimensions:
-            for kind in arguments.kinds:
-                measured = measure(kind, num_rows, dimensions, arguments.seed, arguments.rounds)
-                rows.update({f"{kind}, {num_rows} x {dimensions}: {what}": value for what, value in measured.items()})
+            rows |= measure(num_rows, dimensions, arguments.kinds, arguments.seed, arguments.rounds)
     report("index", rows, rounds=arguments.rounds, seed=arguments.seed, threads=os.cpu_count())
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from . import _index_file
 from ._exceptions import InvalidInputError
-from ._faiss_kinds import KINDS, Exhaustive, Hnsw, IvfPq, default_code_bytes, empty, faiss, train, wrap
+from ._faiss_kinds import KINDS, Exhaustive, Hnsw, IvfPq, aligned, default_code_bytes, empty, faiss, train, wrap
 from ._filters import Condition
 from ._locks import ReadWriteLock
 from ._rows import Positions, Rows
@@ -92,6 +92,11 @@ class FaissStore:
                 with file:
                     index = _read(file)
             store._vectors = wrap(index, store._info.options)
+        except RuntimeError as error:
+            file.close()
+            raise InvalidInputError(
+                f"{str(path)!r} is whole, but FAISS {faiss().__version__} cannot read it ({error}). Upgrade FAISS."
+            ) from error
         except BaseException:
             file.close()
             raise
@@ -146,7 +151,7 @@ class FaissStore:
             k = min(k, len(self._rows) if mask is None else int(mask.sum()))
             if k == 0:
                 return [Found([], [], []) for _ in vectors]
-            scores, positions = self._vectors.search(vectors, k, mask)
+            scores, positions = self._vectors.search(aligned(vectors), k, mask)
             ids, metadata = self._rows.ids, self._rows.metadata
             return [
                 Found([ids[row] for row in rows], of_query, [metadata[row] for row in rows])
@@ -160,7 +165,7 @@ class FaissStore:
             _index_file.write(path, content, lambda take: faiss().write_index(index, faiss().PyCallbackIOWriter(take)))
 
     def close(self) -> None:
-        pass
+        """Do nothing: no connection is open, and the file of mapped vectors closes with the last use of them."""
 
     def _append(self, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
         if not len(ids):

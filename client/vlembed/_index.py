@@ -1,16 +1,16 @@
 """The index: items or vectors in, with ids and metadata; the most similar ones out.
 
-Checks what it is given, and embeds it if it has a client. Where the rows are is a store's matter.
+Embeds what it is given if it has a client, and keeps the vectors of other models out. `_index_input` checks arguments,
+and where the rows are is a store's matter.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,9 @@ import numpy.typing as npt
 from ._client import DEFAULT_QUERY_INSTRUCTION, EmbeddingClient, ItemOptions
 from ._exceptions import InvalidInputError
 from ._faiss_store import FaissStore
-from ._filters import Where, encode_metadata, is_plain, parse_where
-from ._items import ItemLike, as_sequence
+from ._filters import Where, parse_where
+from ._index_input import Batch, Items, as_batch, check_ids, check_rows, listed, new_info
+from ._items import ItemLike
 from ._milvus_store import MilvusStore
 from ._result import Embeddings
 from ._similarity import blocks, row_norms, unit
@@ -27,9 +28,6 @@ from ._store import IndexInfo, Match, Matches, Store, Vectors
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
-
-Items: TypeAlias = "ItemLike | Iterable[ItemLike] | Embeddings | npt.NDArray[Any]"
-Batch: TypeAlias = "Sequence[ItemLike] | Embeddings | npt.NDArray[Any]"
 
 BLOCK_ROWS = 8192  # that are normalised at a time
 
@@ -87,7 +85,7 @@ class Index:
         MissingExtraError
             FAISS is not installed.
         """
-        return cls(FaissStore(_new_info(kind, client, dimensions, fingerprint, instruction, options)), client)
+        return cls(FaissStore(new_info(kind, client, dimensions, fingerprint, instruction, options)), client)
 
     @classmethod
     def load(cls, path: str | Path, *, client: EmbeddingClient | None = None) -> Index:
@@ -151,7 +149,7 @@ class Index:
         new = None
         if client is not None or (dimensions is not None and fingerprint is not None):
             asked = instruction or DEFAULT_QUERY_INSTRUCTION
-            new = _new_info(kind or "hnsw", client, dimensions, fingerprint, asked, options)
+            new = new_info(kind or "hnsw", client, dimensions, fingerprint, asked, options)
         store = MilvusStore.connect(str(uri), collection, new, token=token, timeout_s=timeout_s)
         given = dict(kind=kind, dimensions=dimensions, fingerprint=fingerprint, instruction=instruction, **options)
         has = {**vars(store.info), **store.info.options}
@@ -252,7 +250,7 @@ class Index:
     def delete(self, ids: str | Iterable[str]) -> int:
         """Remove rows, pass over ids that are not there, and return how many were."""
         with self._changing:
-            return self._store.delete(_checked_ids([ids] if isinstance(ids, str) else list(ids)))
+            return self._store.delete(check_ids([ids] if isinstance(ids, str) else ids))
 
     def search(
         self,
@@ -287,7 +285,7 @@ class Index:
         VlembedError
             Of another kind, if the server or Milvus cannot be reached or fails.
         """
-        batch = _as_batch(query)
+        batch = as_batch(query)
         if len(batch) != 1:
             raise InvalidInputError(f"query is {len(batch)} of them. Pass one, or call search_batch.")
         return self._search(batch, k, where, fingerprint, options)[0]
@@ -308,7 +306,7 @@ class Index:
         Sequence[list[Match]]
             q lists.
         """
-        return self._search(_as_batch(queries), k, where, fingerprint, options)
+        return self._search(as_batch(queries), k, where, fingerprint, options)
 
     def _search(
         self, batch: Batch, k: int, where: Where | None, fingerprint: str | None, options: ItemOptions
@@ -333,16 +331,8 @@ class Index:
         *,
         is_upsert: bool,
     ) -> None:
-        batch = _as_batch(items)
-        ids = _checked_ids(ids)
-        texts = _checked_metadata([None] * len(ids) if metadata is None else metadata)
-        if not len(batch) == len(ids) == len(texts):
-            raise InvalidInputError(
-                f"there are {len(batch)} items, {len(ids)} ids and {len(texts)} metadata. Pass as many of each."
-            )
-        if len(set(ids)) < len(ids):
-            twice = [own for own, count in Counter(ids).items() if count > 1]
-            raise InvalidInputError(f"ids are given more than once: {_some(twice)}.")
+        batch = as_batch(items)
+        ids, texts = check_rows(batch, ids, metadata)
         if not is_upsert:
             self._refuse_held(ids)  # before anything is embedded
         if isinstance(batch, np.ndarray) and fingerprint is None:
@@ -386,7 +376,9 @@ class Index:
 
     def _refuse_held(self, ids: Sequence[str]) -> None:
         if held := self._store.held(ids):
-            raise InvalidInputError(f"ids are in the index already: {_some(held)}. Nothing was added; upsert replaces.")
+            raise InvalidInputError(
+                f"ids are in the index already: {listed(held)}. Nothing was added; upsert replaces."
+            )
 
     def _checked_vectors(
         self, name: str, batch: Embeddings | npt.NDArray[Any], fingerprint: str | None
@@ -410,68 +402,3 @@ class Index:
                 f"{self.info.fingerprint!r}; they have nothing in common. Use a server of that model, or make a new "
                 "index and embed the items again."
             )
-
-
-def _new_info(
-    kind: str,
-    client: EmbeddingClient | None,
-    dimensions: int | None,
-    fingerprint: str | None,
-    instruction: str,
-    options: Mapping[str, int],
-) -> IndexInfo:
-    if client is None and (dimensions is None or fingerprint is None):
-        raise InvalidInputError(
-            "an index needs to know its model. Pass client=EmbeddingClient(...), or dimensions and the fingerprint, "
-            "which Embeddings have."
-        )
-    if client is not None:
-        served = client.info()
-        dimensions = served.dimensions if dimensions is None else dimensions
-        fingerprint = served.fingerprint if fingerprint is None else fingerprint
-    if isinstance(dimensions, bool) or not isinstance(dimensions, int | np.integer) or dimensions < 1:
-        raise InvalidInputError(f"dimensions is {dimensions!r}. Pass a whole number, 1 or more.")
-    if client is not None and not served.min_dimensions <= dimensions <= served.dimensions:
-        raise InvalidInputError(
-            f"dimensions is {dimensions}; this server takes {served.min_dimensions} to {served.dimensions}."
-        )
-    if not isinstance(fingerprint, str) or not isinstance(instruction, str):
-        raise InvalidInputError(f"fingerprint is {fingerprint!r}, instruction {instruction!r}. Pass a str for each.")
-    return IndexInfo(fingerprint, int(dimensions), instruction, kind, options)
-
-
-def _as_batch(value: Items) -> Batch:
-    """Return vectors as they are, an array as (n, d), and items as a sequence."""
-    if isinstance(value, Embeddings):
-        return value
-    if isinstance(value, np.ndarray) and value.ndim < 3:
-        return np.atleast_2d(value)
-    return as_sequence(value)
-
-
-def _checked_ids(ids: Sequence[str]) -> list[str]:
-    if isinstance(ids, str):
-        raise InvalidInputError(f"ids is the str {ids!r}. Pass a list of them.")
-    ids = list(ids)
-    if bad := [own for own in ids if not isinstance(own, str) or not own or not is_plain(own)]:
-        raise InvalidInputError(
-            f"ids are non-empty str without control characters, not {_some(bad)}. Convert others by str()."
-        )
-    return ids
-
-
-def _checked_metadata(metadata: Sequence[Mapping[str, Any] | None]) -> list[str]:
-    if isinstance(metadata, Mapping | str):
-        raise InvalidInputError("metadata is one object. Pass a list, with one or None for each item.")
-    texts = []
-    for index, own in enumerate(metadata):
-        try:
-            texts.append(encode_metadata(own))
-        except InvalidInputError as error:
-            raise InvalidInputError(f"metadata {index} of {len(metadata)}: {error}") from error
-    return texts
-
-
-def _some(values: Iterable[Any]) -> str:
-    listed = sorted(set(values), key=str)
-    return ", ".join(map(repr, listed[:5])) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

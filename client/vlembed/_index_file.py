@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 from ._exceptions import InvalidInputError
 from ._store import IndexInfo
+
+Take: TypeAlias = Callable[[bytes], object]
 
 MAGIC = b"vlembed\n"
 FORMAT = 1
@@ -49,7 +51,7 @@ class Content:
     metadata: Sequence[str]
 
 
-def write(path: Path, content: Content, write_faiss: Callable[[Callable[[bytes], object]], object]) -> None:
+def write(path: Path, content: Content, write_faiss: Callable[[Take], object]) -> None:
     """Write a file; whoever opens the path meanwhile, or after a crash, finds the old one.
 
     Parameters
@@ -63,7 +65,7 @@ def write(path: Path, content: Content, write_faiss: Callable[[Callable[[bytes],
     """
     with _replacing(path) as file:
 
-        def written(produce: Callable[[Callable[[bytes], object]], object]) -> dict[str, int]:
+        def written(produce: Callable[[Take], object]) -> dict[str, int]:
             part = Part()
 
             def take(data: bytes) -> None:

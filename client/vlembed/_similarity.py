@@ -79,8 +79,8 @@ def top_k(
 ) -> TopK:
     """Find the k rows of a gallery that are most similar to each query, exactly, without the matrix of all with all.
 
-    Beside its arguments and its result it needs some 100 MiB, however many there are of both; arrays of numpy.memmap
-    stay on the disk.
+    Beside its arguments and its result it needs some 100 MiB, however many rows there are of both; a numpy.memmap stays
+    on the disk.
 
     Parameters
     ----------
@@ -191,9 +191,11 @@ def row_norms(name: str, vectors: Array, *, refuse_zero: bool) -> npt.NDArray[np
         Naming rows that are not finite, or zero if those are refused.
     """
     norms: npt.NDArray[np.float64] = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
-    if bad := np.flatnonzero(~np.isfinite(norms)).tolist():
+    if not (norms < np.inf).all():
+        bad = np.flatnonzero(~np.isfinite(norms)).tolist()
         raise InvalidInputError(f"{name} has rows that are not finite: {bad[:10]}. Remove them.")
-    if refuse_zero and (bad := np.flatnonzero(norms == 0).tolist()):
+    if refuse_zero and not norms.all():
+        bad = np.flatnonzero(norms == 0).tolist()
         raise InvalidInputError(
             f"{name} has zero rows: {bad[:10]}; the cosine of a zero vector is undefined. Remove them."
         )

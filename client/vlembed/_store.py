@@ -40,8 +40,7 @@ class IndexInfo:
         return cls(**json.loads(text))
 
 
-@dataclass(frozen=True)
-class Match:
+class Match(NamedTuple):
     """A row that was found."""
 
     id: str
@@ -74,7 +73,7 @@ class Matches(Sequence[list[Match]]):
         if isinstance(index, slice):
             return Matches(self._found[index])
         rows = zip(*self._found[index], strict=True)
-        return [Match(of_row, score, decode_metadata(metadata)) for of_row, score, metadata in rows]
+        return [Match(own, score, decode_metadata(metadata)) for own, score, metadata in rows]
 
     def __repr__(self) -> str:
         return f"<Matches of {len(self)} queries>"

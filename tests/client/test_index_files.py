@@ -146,6 +146,14 @@ def test_foreign_and_newer_files_are_refused(tmp_path: Path, saved: Path) -> Non
             Index.load(path)
 
 
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_what_faiss_cannot_read(kind: str, tmp_path: Path, make_index: MakeIndex) -> None:
+    content = _index_file.Content(make_index(kind).info, [], [])
+    _index_file.write(tmp_path / "a.index", content, lambda take: take(b"Newr" * 20))
+    with pytest.raises(InvalidInputError, match=r"is whole, but FAISS [\d.]+ cannot read it .* Upgrade FAISS"):
+        Index.load(tmp_path / "a.index")
+
+
 def test_an_index_of_another_model_is_refused(saved: Path, client: EmbeddingClient) -> None:
     with pytest.raises(InvalidInputError, match="'0123456789abcdef', but the index holds vectors of 'f'"):
         Index.load(saved, client=client)

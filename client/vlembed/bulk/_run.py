@@ -86,9 +86,12 @@ def embed_files(
         A wrong argument, an input that cannot be read, or one, a model or options other than the run was begun with.
     OutputError
         The output cannot be written, or another run is at work on it. The same call goes on later.
+    MissingExtraError
+        pyarrow, or what `engine` or `progress` needs, is not installed.
     VlembedError
         Of another kind, if the server fails. The same call goes on later.
     """
+    require("pyarrow", "bulk")  # before anything is embedded
     paths = [inputs] if isinstance(inputs, str | Path) else inputs
     source, output = Input([Path(path) for path in paths]), Path(os.path.abspath(output))  # noqa: PTH100
     _check_arguments(

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tests.client.bulk.conftest import Run, read_folder
 from tests.client.bulk.test_formats import write_tar
 from tests.client.conftest import INFO, MemoryTransport, vector
 from tests.samples import encode, image
-from vlembed import InvalidInputError, OutputError
+from vlembed import InvalidInputError, MissingExtraError, OutputError
 from vlembed.bulk import Columns, verify
 from vlembed.bulk._manifest import read_manifest
 
@@ -316,6 +317,21 @@ def test_wrong_arguments(run: Run, texts: Path, output: Path, options: dict[str,
     with pytest.raises(InvalidInputError, match=message):
         run(texts, **options)
     assert not output.exists()
+
+
+def test_a_missing_library_is_told_before_anything_is_sent(
+    run: Run, texts: Path, output: Path, memory: MemoryTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, extra, options in (
+        ("pyarrow", "bulk", {}),
+        ("ray.data", "ray", {"engine": "ray"}),
+        ("tqdm", "bulk", {"progress": True}),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, None)
+            with pytest.raises(MissingExtraError, match=rf"{module} is not .*pip install 'vlembed\[{extra}\]'"):
+                run(texts, **options)
+    assert not memory.requests
 
 
 def test_wrong_inputs(run: Run, tmp_path: Path, texts: Path) -> None:

@@ -79,7 +79,7 @@ def main() -> None:
         {
             "packs of even cost, items/s": measured["grouped"],
             "packs in order, items/s": measured["in order"],
-            "even cost / in order": measured["grouped"] / measured["in order"],
+            "even / in order": measured["grouped"] / measured["in order"],
         },
         checkpoint=checkpoint,
         rounds=arguments.rounds,

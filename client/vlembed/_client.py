@@ -199,7 +199,7 @@ class EmbeddingClient:
         prepared = prepare(as_sequence(items), instruction=instruction, allow_reference_text=allow_reference_text)
         info = self._info_before(deadline)
         check_bounds(prepared, info.bounds)
-        call = _call(self._transport, info, dimensions, max_pixels, truncate)
+        call = Call.of(self._transport, info, dimensions=dimensions, max_pixels=max_pixels, truncate=truncate)
         outcomes = self._send(call, list(split(prepared, info.bounds, max_pixels)), deadline)
         if bad_items := [outcome for outcome in outcomes if isinstance(outcome, ItemError)]:
             raise InvalidInputError.of_items(bad_items, len(prepared))
@@ -277,7 +277,7 @@ class EmbeddingClient:
         bounds = info.bounds
         transport = self._transport.on_connect_errors_only()
         plan = Plan(
-            call=_call(transport, info, dimensions, max_pixels, truncate),
+            call=Call.of(transport, info, dimensions=dimensions, max_pixels=max_pixels, truncate=truncate),
             transport=transport,
             prepare=prepare_one,
             bounds=bounds,
@@ -374,26 +374,3 @@ class EmbeddingClient:
                         raise InvalidInputError(f"item {outcome.index}: {outcome.message}", [outcome])
         finally:
             self._streams.discard(stream)
-
-
-def _call(
-    transport: Transport, info: ServerInfo, dimensions: int | None, max_pixels: int | None, truncate: bool
-) -> Call:
-    """Return what all requests share, after checking the options."""
-    if not isinstance(truncate, bool):
-        raise InvalidInputError(f"truncate is {truncate!r}. Pass True or False.")
-    options = {
-        **_option("dimensions", dimensions, info.min_dimensions, info.dimensions),
-        **_option("max_pixels", max_pixels, info.bounds["min_pixels"], info.bounds["max_pixels"]),
-        **({"truncate": np.array([True])} if truncate else {}),
-    }
-    return Call(transport, options, dimensions or info.dimensions, info.fingerprint)
-
-
-def _option(name: str, value: int | None, low: int, high: int) -> dict[str, npt.NDArray[Any]]:
-    """Return the tensor of an option, or none if it is not given."""
-    if value is None:
-        return {}
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
-        raise InvalidInputError(f"{name} is {value!r}; this server takes {low} to {high}. Leave it out for {high}.")
-    return {name: np.array([value], np.int32)}

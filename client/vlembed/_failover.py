@@ -119,8 +119,7 @@ class FailoverTransport:
                 server.rests_until = time.monotonic() + OVERLOAD_REST_S
             raise
         else:
-            with self._lock:
-                server.num_failures, server.rests_until, server.answered_at = 0, 0.0, time.monotonic()
+            server.answered_at = time.monotonic()
         finally:
             with self._lock:
                 server.num_in_flight -= 1
@@ -153,7 +152,8 @@ class FailoverTransport:
         with self._lock:
             self._model = self._model or (server.url, fingerprint)
             url, expected = self._model
-            server.is_verified = fingerprint == expected
+            if fingerprint == expected:
+                server.is_verified, server.num_failures, server.rests_until = True, 0, 0.0
         if fingerprint != expected:
             raise ProtocolError(
                 f"{server.url} serves the model {fingerprint}, but {url} served {expected}: their vectors cannot be "

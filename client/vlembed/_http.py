@@ -136,11 +136,13 @@ class HttpTransport:
         try:
             connection, is_reused = self._idle.pop(), True
         except IndexError:
-            host, port = self._address.hostname or "", self._address.port
-            secure = self._context and HTTPSConnection(host, port, context=self._context)
-            connection, is_reused = secure or HTTPConnection(host, port), False
+            connection, is_reused = self._new_connection(), False
         self._lent.add(connection)
         return connection, is_reused
+
+    def _new_connection(self) -> HTTPConnection:
+        host, port = self._address.hostname or "", self._address.port
+        return HTTPSConnection(host, port, context=self._context) if self._context else HTTPConnection(host, port)
 
     def _give_back(self, connection: HTTPConnection) -> None:
         self._idle.append(connection)

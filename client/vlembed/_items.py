@@ -27,6 +27,7 @@ R = TypeVar("R")
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 DATA_URI = re.compile(r"data:[^,\s]*;base64,\S*|data:\w+/[^,\s]+,\S*", re.IGNORECASE)
 IMAGE_PATH = re.compile(r"\S+\.(?:jpe?g|png|webp|gif|bmp|tiff?|heic|avif|svg)", re.IGNORECASE)
+MAX_FILE_BYTES = 256 << 20  # larger ones are not even read; what a server takes is far less
 INSIST = "To embed the string itself, pass allow_reference_text=True."
 IMAGES = "a Path, the bytes of an encoded image, a PIL image, or a numpy array uint8 (H, W, 3 or 4)"
 
@@ -200,6 +201,10 @@ def _image_bytes(image: object) -> bytes:
         return bytes(image)
     if isinstance(image, Path):
         try:
+            if (size_bytes := image.stat().st_size) > MAX_FILE_BYTES:
+                raise BadItemError(
+                    "IMAGE_TOO_LARGE", f"image {str(image)!r} has {size_bytes} bytes. Scale it down, or pass another."
+                )
             return image.read_bytes()
         except (OSError, ValueError) as error:  # the latter for a NUL in the path
             reason = getattr(error, "strerror", None) or error

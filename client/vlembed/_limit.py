@@ -21,7 +21,7 @@ class AdaptiveLimit:
     most
         The limit to begin with, which is never exceeded.
     backoff_s
-        The pause, s, after so many overloads in a row.
+        The pause, s, after so many rounds in a row that met an overload.
     """
 
     def __init__(self, most: int, backoff_s: Callable[[int], float]) -> None:
@@ -29,7 +29,7 @@ class AdaptiveLimit:
         self._backoff_s = backoff_s
         self._limit = float(most)
         self._num_in_flight = 0
-        self._num_overloads = 0  # in a row
+        self._num_overloads = 0  # rounds in a row
         self._halved_at = 0.0  # this and the next by time.monotonic
         self._paused_until = 0.0
         self._is_stopped = False
@@ -54,10 +54,11 @@ class AdaptiveLimit:
             yield
         except OverloadedError:
             with self._changed:
-                self._num_overloads += 1
-                self._paused_until = time.monotonic() + self._backoff_s(self._num_overloads)
-                if began_at >= self._halved_at:  # else it was sent under the old limit
-                    self._limit, self._halved_at = max(1.0, self._limit / 2), time.monotonic()
+                if began_at > self._halved_at:  # else it was sent under the old limit
+                    self._num_overloads += 1
+                    self._limit = max(1.0, self._limit / 2)
+                    self._halved_at = time.monotonic()
+                    self._paused_until = self._halved_at + self._backoff_s(self._num_overloads)
             raise
         else:
             with self._changed:

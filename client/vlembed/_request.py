@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._exceptions import InvalidInputError, ItemError, ProtocolError
+from ._info import ServerInfo
 from ._items import PreparedItem
 from ._packing import Pack
 from ._result import EmbeddedItem
@@ -32,6 +33,20 @@ class Call:
     options: Tensors  # dimensions, max_pixels, truncate, as far as they are given
     dimensions: int  # of the rows to come
     fingerprint: str
+
+    @classmethod
+    def of(
+        cls, transport: Transport, info: ServerInfo, *, dimensions: int | None, max_pixels: int | None, truncate: bool
+    ) -> Call:
+        """Return the call that has these options, or raise `InvalidInputError` if one is wrong."""
+        if not isinstance(truncate, bool):
+            raise InvalidInputError(f"truncate is {truncate!r}. Pass True or False.")
+        options = {
+            **_option("dimensions", dimensions, info.min_dimensions, info.dimensions),
+            **_option("max_pixels", max_pixels, info.bounds["min_pixels"], info.bounds["max_pixels"]),
+            **({"truncate": np.array([True])} if truncate else {}),
+        }
+        return cls(transport, options, dimensions or info.dimensions, info.fingerprint)
 
     def send(self, pack: Pack, deadline: float) -> list[Outcome]:
         """Embed a pack, in halves if it is too large, and return its rows in order, or every bad item and no other.
@@ -94,6 +109,15 @@ class Call:
                 )
         if not np.isfinite(answer["embedding"]).all():
             raise ProtocolError("the server's vectors are not finite. Report it with the server's log.")
+
+
+def _option(name: str, value: int | None, low: int, high: int) -> dict[str, npt.NDArray[Any]]:
+    """Return the tensor of an option, or none if it is not given."""
+    if value is None:
+        return {}
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
+        raise InvalidInputError(f"{name} is {value!r}; this server takes {low} to {high}. Leave it out for {high}.")
+    return {name: np.array([value], np.int32)}
 
 
 def _bytes(values: Sequence[bytes]) -> npt.NDArray[Any]:

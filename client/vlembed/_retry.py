@@ -15,7 +15,7 @@ from typing import Any
 import numpy.typing as npt
 
 from ._exceptions import ConnectError, InvalidInputError, OverloadedError, RequestTimeoutError, VlembedError
-from ._transport import Tensors, Transport
+from ._transport import Tensors, Transport, closed
 
 RETRIED = (ConnectError, OverloadedError)  # a request that timed out may still be running: again would be more load
 
@@ -118,6 +118,8 @@ class RetryTransport:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise RequestTimeoutError("no time was left to send a request. Pass a longer total_timeout_s.")
+            if self._stopped.is_set():
+                raise closed()
             try:
                 return self._transport.infer(model, inputs, outputs, min(left_s, self._attempt_timeout_s))
             except self._retried:

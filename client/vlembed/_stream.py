@@ -50,7 +50,8 @@ class Stream:
         self._num_yielded = 0
         self._waiting: dict[int, CostedItem] = {}
         self._in_flight: dict[Future[list[Outcome]], Cost] = {}
-        self._held = Cost()  # of those two together
+        self._waiting_cost = Cost()
+        self._held_cost = Cost()  # of what waits and what is in flight
         self._done: dict[int, Outcome] = {}
         self._is_read = False
         self._source_error: Exception | None = None
@@ -83,7 +84,7 @@ class Stream:
 
     def _collect(self) -> None:
         for future in [future for future in self._in_flight if future.done()]:
-            self._held -= self._in_flight.pop(future)
+            self._held_cost -= self._in_flight.pop(future)
             if error := future.exception():
                 self._failure = self._failure or error
             else:
@@ -92,10 +93,13 @@ class Stream:
     def _dispatch(self, pool: ThreadPoolExecutor) -> None:
         while self._failure is None and len(self._in_flight) < SENT_PACKS * self._plan.concurrency:
             self._read()
-            if not self._waiting:
-                break
+            is_due = self._is_read or (not self._in_flight and self._num_yielded in self._waiting)
+            has_choice = self._waiting_cost.packs(self._plan.bounds) >= self._plan.concurrency
+            if not self._waiting or not (is_due or has_choice):
+                break  # the reader is slow: small packs would gain it nothing
             pack = take_even(self._waiting, self._plan.bounds)
             cost = sum((costed.cost for costed in pack.values()), Cost())
+            self._waiting_cost -= cost
             items = {index: costed.item for index, costed in pack.items()}
             self._in_flight[pool.submit(self._deliver, items)] = cost
 
@@ -105,8 +109,8 @@ class Stream:
         while (
             not self._is_read
             and self._num_read - self._num_yielded < most * plan.bounds["max_items"]
-            and self._held.packs(plan.bounds) < most
-            and self._held.size_bytes < MAX_HELD_BYTES
+            and self._held_cost.packs(plan.bounds) < most
+            and self._held_cost.size_bytes < MAX_HELD_BYTES
         ):
             try:
                 item = next(self._source)
@@ -124,7 +128,8 @@ class Stream:
             else:
                 cost = cost_of(prepared, plan.bounds, plan.max_pixels)
                 self._waiting[index] = CostedItem(prepared, cost)
-                self._held += cost
+                self._waiting_cost += cost
+                self._held_cost += cost
 
     def _deliver(self, pack: Pack) -> list[Outcome]:
         """Return what becomes of every item of a pack: if some are bad, the others are sent again without them."""

@@ -32,7 +32,7 @@ class TLS:
 
 
 class Transport(Protocol):
-    """A connection to one server, used by several threads at once."""
+    """A connection to a server, or to several that serve one model, used by several threads at once."""
 
     def infer(
         self, model: str, inputs: Tensors, outputs: Sequence[str], timeout_s: float

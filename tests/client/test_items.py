@@ -42,6 +42,14 @@ def test_spellings(tmp_path: Path) -> None:
     ]
 
 
+def test_huge_files_are_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(1 << 40)  # a hole
+    (error,) = refused(tmp_path / "huge.png").items
+    assert error.code == "IMAGE_TOO_LARGE"
+    assert str(1 << 40) in error.message
+
+
 def test_pixels_become_png() -> None:
     picture = image()
     for item in prepared(picture, np.asarray(picture)):

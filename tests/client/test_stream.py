@@ -126,6 +126,13 @@ def test_an_endless_source_is_read_no_further_than_needed(client: EmbeddingClien
     assert 1000 <= source.num_read <= 1000 + MAX_HELD
 
 
+@pytest.mark.parametrize("pause_s", [0, 0.001], ids=["a fast reader", "a slow reader"])
+def test_packs_are_as_good_as_full(client: EmbeddingClient, memory: MemoryTransport, pause_s: float) -> None:
+    for _ in client.embed_many(iter(MANY)):
+        time.sleep(pause_s)
+    assert len(memory.requests) < 1.1 * 500 / 4
+
+
 def test_a_row_that_is_late_holds_up_the_reading(client: EmbeddingClient, memory: MemoryTransport) -> None:
     """The first pack is late; meanwhile the others are answered, but only so many."""
     is_first, released = itertools.chain([True], itertools.repeat(False)), threading.Event()

@@ -157,6 +157,8 @@ def test_an_http_answer_is_cut(answer: bytes) -> None:
     def cut(connection: socket.socket) -> None:
         connection.recv(1 << 20)
         connection.sendall(b"HTTP/1.1 200 OK\r\n" + answer)
+        connection.shutdown(socket.SHUT_WR)
+        listen_only(connection)
 
     with listening(cut) as port:
         error = failure_of(f"http://127.0.0.1:{port}")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from .._exceptions import InvalidInputError, OutputError
-from ._shards import TEMPORARY, FileRecord, place, temporary_file
+from ._shards import TEMPORARY, FileRecord, check_file, place, temporary_file
 
 MANIFEST, INPUT, LOCK = "manifest.jsonl", "input.jsonl", ".lock"
 FOLDERS = ("shards", "errors")
@@ -72,12 +72,24 @@ class Manifest:
         """Tell whether every row of the input is in a shard or in the errors."""
         return len(self.records) == self.num_shards
 
-    def files(self) -> Iterator[FileRecord]:
-        """Yield every Parquet file that counts, in the order of shards."""
+    def vector_files(self) -> Iterator[FileRecord]:
+        """Yield the files of rows with vectors that count, in the order of shards."""
         for _, record in sorted(self.records.items()):
             yield from record["files"]
-            if record["errors"]:
-                yield record["errors"]
+
+    def error_files(self) -> Iterator[FileRecord]:
+        """Yield the files of rows without vectors that count, in the order of shards."""
+        return (record["errors"] for _, record in sorted(self.records.items()) if record["errors"])
+
+    def check_input_list(self) -> None:
+        """Hold `input.jsonl` against its checksum.
+
+        Raises
+        ------
+        OutputError
+            It is damaged.
+        """
+        check_file(self.output, INPUT, self.input_sha256)
 
     def append(self, record: ShardRecord) -> None:
         """Commit a shard.
@@ -123,7 +135,7 @@ class Manifest:
 
     def clean(self) -> None:
         """Remove what no line names: files of killed runs, and those that a later record replaced."""
-        known = {file["name"] for file in self.files()}
+        known = {file["name"] for file in (*self.vector_files(), *self.error_files())}
         leftovers = list(self.output.glob(f".*{TEMPORARY}"))
         for folder in FOLDERS:
             for path in (self.output / folder).iterdir():
@@ -174,30 +186,26 @@ def read_manifest(output: Path) -> Manifest:
             f"{str(output)!r} is no output of a bulk run ({error}). Pass the folder that one wrote."
         ) from error
     lines = data[: data.rfind(b"\n") + 1].splitlines()
-    number = 1
+    head, records, number = {}, dict[int, ShardRecord](), 1
     try:
         head = json.loads(lines[0])
-        if head["format"] != FORMAT:
-            raise InvalidInputError(
-                f"{str(path)!r} has format {head['format']}; this release reads {FORMAT}. Update it."
+        if head["format"] == FORMAT:
+            settings = Settings(**head["settings"])
+            for number, line in enumerate(lines[1:], 2):  # noqa: B007  (the number of the bad one)
+                record = json.loads(line)
+                records[record["shard"]] = record
+            return Manifest(
+                output=output,
+                settings=settings,
+                checkpoint=head["checkpoint"],
+                input_sha256=head["input_sha256"],
+                num_rows=head["rows"],
+                records=records,
+                size_bytes=sum(len(line) + 1 for line in lines),
             )
-        records: dict[int, ShardRecord] = {}
-        for number, line in enumerate(lines[1:], 2):  # noqa: B007  (the number of the bad one)
-            record = json.loads(line)
-            records[int(record["shard"])] = record
-        return Manifest(
-            output=output,
-            settings=Settings(**head["settings"]),
-            checkpoint=head["checkpoint"],
-            input_sha256=head["input_sha256"],
-            num_rows=head["rows"],
-            records=records,
-            size_bytes=sum(len(line) + 1 for line in lines),
-        )
-    except (IndexError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise OutputError(
-            f"line {number} of {str(path)!r} is damaged ({error!r}). Restore it from a backup."
-        ) from error
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise OutputError(f"line {number} of {str(path)!r} is damaged ({error!r}). Restore it.") from error
+    raise InvalidInputError(f"{str(path)!r} has format {head['format']}; this release reads {FORMAT}. Use a newer one.")
 
 
 @contextmanager

@@ -16,12 +16,11 @@ from .._exceptions import InvalidInputError, OutputError
 from .._extras import require
 from .._index import Index
 from .._result import Embeddings
-from ._manifest import INPUT, Manifest, read_manifest
+from ._manifest import Manifest, read_manifest
 from ._report import Report, report_of
-from ._shards import FileRecord, sha256_of
+from ._shards import FileRecord, check_file
 
 BLOCK_ROWS = 8192
-NO_HASHES = np.empty(0, np.int64)
 MAX_DUPLICATES = 10  # that a report names
 
 
@@ -45,22 +44,20 @@ def read_blocks(output: str | Path, block_rows: int = BLOCK_ROWS) -> Iterator[Bl
         It is not finished, or damaged.
     """
     manifest = _finished(Path(output))
-    for record in (record for _, record in sorted(manifest.records.items())):
-        for file in record["files"]:
-            _check(manifest, file)
-            for batch in _open(manifest, file).iter_batches(block_rows):
-                columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-                values = columns["embedding"].flatten().to_numpy(zero_copy_only=False)
-                yield Block(
-                    ids=columns["id"].to_pylist(),
-                    metadata=[json.loads(line) for line in columns["metadata"].to_pylist()],
-                    embeddings=Embeddings(
-                        array=values.reshape(len(batch), -1).astype(np.float32, copy=False),
-                        text_tokens=columns["text_tokens"].to_numpy(),
-                        image_tokens=columns["image_tokens"].to_numpy(),
-                        fingerprint=manifest.settings.fingerprint,
-                    ),
-                )
+    for file in manifest.vector_files():
+        for batch in _open(manifest, file).iter_batches(block_rows):
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            values = columns["embedding"].flatten().to_numpy(zero_copy_only=False)
+            yield Block(
+                ids=columns["id"].to_pylist(),
+                metadata=[json.loads(line) for line in columns["metadata"].to_pylist()],
+                embeddings=Embeddings(
+                    array=values.reshape(len(batch), -1).astype(np.float32, copy=False),
+                    text_tokens=columns["text_tokens"].to_numpy(),
+                    image_tokens=columns["image_tokens"].to_numpy(),
+                    fingerprint=manifest.settings.fingerprint,
+                ),
+            )
 
 
 def verify(output: str | Path) -> Report:
@@ -76,25 +73,21 @@ def verify(output: str | Path) -> Report:
         It is not finished, or damaged: naming the file.
     """
     manifest = _finished(Path(output))
-    if sha256_of(manifest.output / INPUT) != manifest.input_sha256:
-        raise _damaged(manifest, INPUT, "its checksum is another")
-    positions = []
-    hashes = []
-    for file in manifest.files():
-        _check(manifest, file)
+    manifest.check_input_list()
+    positions, hashes = [], [np.empty(0, np.int64)]  # of ids
+    for file in manifest.vector_files():
         table = _open(manifest, file).read(["id", "position"])
-        if table.num_rows != file["rows"]:
-            raise _damaged(manifest, file["name"], f"it has {table.num_rows} rows instead of {file['rows']}")
         positions.append(table["position"].to_numpy())
-        if file["name"].startswith("shards/"):
-            hashes.append(np.array([hash(own) for own in table["id"].to_pylist()], np.int64))
+        hashes.append(np.array([hash(own) for own in table["id"].to_pylist()], np.int64))
+    for file in manifest.error_files():
+        positions.append(_open(manifest, file).read(["position"])["position"].to_numpy())
     found = np.sort(np.concatenate(positions))
     if not np.array_equal(found, np.arange(manifest.num_rows)):
         raise OutputError(
             f"output {str(output)!r} has {len(found)} rows ({len(np.unique(found))} different ones) of "
             f"{manifest.num_rows} of the input. Embed the input into another output, and report this."
         )
-    return report_of(manifest, duplicate_ids=_duplicates(manifest, np.concatenate([NO_HASHES, *hashes])))
+    return report_of(manifest, duplicate_ids=_duplicates(manifest, np.concatenate(hashes)))
 
 
 def load_into(index: Index, output: str | Path) -> int:
@@ -132,22 +125,10 @@ def _finished(output: Path) -> Manifest:
     return manifest
 
 
-def _check(manifest: Manifest, file: FileRecord) -> None:
-    try:
-        sha256 = sha256_of(manifest.output / file["name"])
-    except OSError as error:
-        raise _damaged(manifest, file["name"], error) from error
-    if sha256 != file["sha256"]:
-        raise _damaged(manifest, file["name"], "its checksum is another")
-
-
 def _open(manifest: Manifest, file: FileRecord) -> Any:
+    """Open a file after its checksum."""
+    check_file(manifest.output, file["name"], file["sha256"])
     return require("pyarrow.parquet", "bulk").ParquetFile(manifest.output / file["name"])
-
-
-def _damaged(manifest: Manifest, name: str, reason: object) -> OutputError:
-    path = str(manifest.output / name)
-    return OutputError(f"{path!r} is damaged ({reason}). Restore it, or embed the input into another output.")
 
 
 def _duplicates(manifest: Manifest, hashes: npt.NDArray[np.int64]) -> dict[str, int]:
@@ -155,8 +136,7 @@ def _duplicates(manifest: Manifest, hashes: npt.NDArray[np.int64]) -> dict[str, 
     hashes.sort()
     suspects = set(np.unique(hashes[1:][hashes[1:] == hashes[:-1]])[:MAX_DUPLICATES].tolist())
     counts: Counter[str] = Counter()
-    for file in manifest.files() if suspects else ():
-        if file["name"].startswith("shards/"):
-            ids = _open(manifest, file).read(["id"])["id"].to_pylist()
-            counts.update(own for own in ids if hash(own) in suspects)
+    for file in manifest.vector_files() if suspects else ():
+        ids = _open(manifest, file).read(["id"])["id"].to_pylist()
+        counts.update(own for own in ids if hash(own) in suspects)
     return {own: count for own, count in counts.items() if count > 1}

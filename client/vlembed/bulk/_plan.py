@@ -130,7 +130,7 @@ def write_plan(source: Input, file: Path, shard_size: int, columns: Columns) -> 
             digest.update(line)
             lines.write(line)
     if not num_rows:
-        raise InvalidInputError(f"the input has no rows (other files: {dict(source.ignored)}). Pass files with rows.")
+        raise InvalidInputError(f"the input has no rows (other files: {dict(+source.ignored)}). Pass files with rows.")
     return num_rows, digest.hexdigest()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from ._worker import Task, Worker
 
 def run_on_ray(
     worker: Worker, tasks: Sequence[Task], num_workers: int | None, advance: Callable[[int], object]
-) -> Iterator[ShardRecord]:
+) -> Generator[ShardRecord, None, None]:
     """Yield the record of every task as it ends.
 
     Raises
@@ -29,7 +29,8 @@ def run_on_ray(
 
     def run(row: dict[str, Any]) -> dict[str, Any]:
         try:
-            return {"item": row["item"], "record": json.dumps(worker.run(tasks[row["item"]])), "error": b""}
+            (record,) = worker.run([tasks[row["item"]]])
+            return {"item": row["item"], "record": json.dumps(record), "error": b""}
         except VlembedError as error:  # as a value, for Ray wraps what is raised in an error of its own
             return {"item": row["item"], "record": "", "error": pickle.dumps(error)}
 

@@ -38,7 +38,7 @@ def report_of(
         errors.update(record["codes"])
     return Report(
         num_rows=manifest.num_rows,
-        num_embedded=sum(file["rows"] for record in manifest.records.values() for file in record["files"]),
+        num_embedded=sum(file["rows"] for file in manifest.vector_files()),
         errors=dict(errors),
         num_shards=manifest.num_shards,
         checkpoint=manifest.checkpoint,

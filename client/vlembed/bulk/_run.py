@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -31,7 +31,7 @@ def embed_files(
     url: str | Sequence[str],
     client_options: Mapping[str, Any] | None = None,
     columns: Columns | None = None,
-    shard_size: int = 10_000,
+    shard_size: int = 5_000,
     dtype: Dtype = "float32",
     dimensions: int | None = None,
     instruction: str | None = None,
@@ -68,7 +68,7 @@ def embed_files(
     retry_errors
         Embed only the rows in `errors/` of a finished run again, for example after images were repaired.
     engine
-        "local" embeds shard after shard in this process; "ray" several at once by Ray Data, on the cluster that Ray is
+        "local" embeds all shards in this process; "ray" several at once by Ray Data, on the cluster that Ray is
         connected to or on this machine.
     num_workers
         Shards at once with Ray; as many as it has CPUs by default.
@@ -86,9 +86,12 @@ def embed_files(
         A wrong argument, an input that cannot be read, or one, a model or options other than the run was begun with.
     OutputError
         The output cannot be written, or another run is at work on it. The same call goes on later.
+    MissingExtraError
+        pyarrow, or what `engine` or `progress` needs, is not installed.
     VlembedError
         Of another kind, if the server fails. The same call goes on later.
     """
+    require("pyarrow", "bulk")  # before anything is embedded
     paths = [inputs] if isinstance(inputs, str | Path) else inputs
     source, output = Input([Path(path) for path in paths]), Path(os.path.abspath(output))  # noqa: PTH100
     _check_arguments(
@@ -116,19 +119,20 @@ def embed_files(
             _begin(source, output, settings, checkpoint)
         manifest = read_manifest(output)
         manifest.check(settings)
+        manifest.check_input_list()
         shards = read_plan(source, output / INPUT, shard_size, manifest.num_rows, images_may_differ=retry_errors)
         manifest.clean()
         tasks = _failed_tasks(manifest, shards) if retry_errors else _unfinished_tasks(manifest, shards)
         worker = Worker(url, client_options or {}, source.root, output, settings)
         with _progress_bar(manifest, tasks, is_shown=progress) as advance:
-            if engine == "ray":
-                records = run_on_ray(worker, tasks, num_workers, advance)
-            else:
-                records = (worker.run(task, advance) for task in tasks)
-            for record in records:
-                manifest.append(record)
+            is_ray = engine == "ray"
+            with closing(
+                run_on_ray(worker, tasks, num_workers, advance) if is_ray else worker.run(tasks, advance)
+            ) as records:
+                for record in records:
+                    manifest.append(record)
         manifest.clean()
-    return report_of(manifest, ignored=dict(source.ignored))
+    return report_of(manifest, ignored=dict(+source.ignored))
 
 
 def _check_arguments(

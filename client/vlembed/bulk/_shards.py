@@ -65,14 +65,9 @@ def place(temporary: Path, path: Path) -> None:
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
-    flush_folder(path.parent)
-
-
-def flush_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        os.fsync(descriptor)  # and so is the name
     finally:
         os.close(descriptor)
 
@@ -84,6 +79,24 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def check_file(output: Path, name: str, sha256: str) -> None:
+    """Hold a file of the output against its checksum.
+
+    Raises
+    ------
+    OutputError
+        It is another, or the file cannot be read.
+    """
+    try:
+        reason = "" if sha256_of(output / name) == sha256 else "its checksum is another"
+    except OSError as error:
+        reason = str(error)
+    if reason:
+        raise OutputError(
+            f"{str(output / name)!r} is damaged ({reason}). Restore it, or embed the input into another output."
+        )
 
 
 class EmbeddedRows:

@@ -1,13 +1,14 @@
-"""One shard, from rows of the input to files of the output: what every engine runs.
+"""Shards, from rows of the input to files of the output: what every engine runs.
 
-Two runs of it do no harm: it overwrites nothing, and only the record that it returns makes its files count.
+Two runs of a shard do no harm: they overwrite nothing, and only the record that is yielded makes files count.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,23 @@ class Task:
         return self.shard.num_rows
 
 
+@dataclass
+class ShardInFlight:
+    """A shard of which some rows are not back yet."""
+
+    task: Task
+    embedded: EmbeddedRows
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether every row is embedded or has failed."""
+        return len(self.embedded) + len(self.failures) == self.task.num_rows
+
+
 @dataclass(frozen=True)
 class Worker:
-    """Everything that a shard needs; travels between processes.
+    """Everything that embedding shards needs; travels between processes.
 
     Parameters
     ----------
@@ -61,13 +76,15 @@ class Worker:
     output: Path
     settings: Settings
 
-    def run(self, task: Task, advance: Callable[[int], object] = lambda num_rows: None) -> ShardRecord:
-        """Embed a shard, write its files, and return what the manifest is to say of it.
+    def run(
+        self, tasks: Iterable[Task], advance: Callable[[int], object] = lambda num_rows: None
+    ) -> Generator[ShardRecord, None, None]:
+        """Embed shards as one stream, write the files of each, and yield what the manifest is to say of it.
 
         Parameters
         ----------
-        task
-            What to do.
+        tasks
+            What to do, in order.
         advance
             Called with the number of rows that were done since the last call.
 
@@ -78,21 +95,44 @@ class Worker:
         VlembedError
             Of another kind, if the server cannot be reached or the output cannot be written.
         """
-        rows = read_rows(self.root, self.output / INPUT, task.shard, Columns(**self.settings.columns))
-        files = []
-        if task.finished and task.finished["errors"]:
-            files = task.finished["files"]
-            wanted = read_positions(self.output, task.finished["errors"])
-            rows = (row for row in rows if row.position in wanted)
-        done, failures = self._embed(rows, task.num_rows, advance)
-        about = asdict(self.settings)
-        if done:
-            files = [*files, done.write(self.output, task.shard.number, about)]
-        errors = write_failures(self.output, task.shard.number, failures, about) if failures else None
-        codes = dict(Counter(failure.code for failure in failures))
-        return {"shard": task.shard.number, "files": files, "errors": errors, "codes": codes}
+        settings = self.settings
+        shards = deque[ShardInFlight]()
+        waiting = deque[tuple[ShardInFlight, Row]]()  # rows that were sent and are not back
 
-    def connect(self) -> EmbeddingClient:
+        def items() -> Generator[Item, None, None]:
+            for task in tasks:
+                shard = ShardInFlight(task, EmbeddedRows(task.num_rows, settings.dimensions, settings.dtype))
+                shards.append(shard)
+                for row in self._rows(task):
+                    if isinstance(row, Failure):
+                        shard.failures.append(row)
+                        advance(1)
+                    else:
+                        waiting.append((shard, row))
+                        yield row.item
+
+        with self._connect() as client, closing(items()) as sent:
+            for outcome in client.embed_many(
+                sent,
+                on_error="return",
+                instruction=settings.instruction,
+                dimensions=settings.dimensions,
+                max_pixels=settings.max_pixels,
+                truncate=settings.truncate,
+                allow_reference_text=settings.allow_reference_text,
+            ):
+                shard, row = waiting.popleft()
+                if isinstance(outcome, ItemError):
+                    shard.failures.append(Failure(row.position, row.id, row.place, outcome.code, outcome.message))
+                else:
+                    shard.embedded.add(row, outcome)
+                advance(1)
+                while shards and shards[0].is_whole:
+                    yield self._finish(shards.popleft())
+        while shards:  # whose last rows were not sent
+            yield self._finish(shards.popleft())
+
+    def _connect(self) -> EmbeddingClient:
         """Return a client of a server that is ready and has the model of the run."""
         client = EmbeddingClient(self.url, **{"retry": RETRY, **self.client_options})
         try:
@@ -104,37 +144,20 @@ class Worker:
             raise
         return client
 
-    def _embed(
-        self, rows: Iterable[Row | Failure], max_rows: int, advance: Callable[[int], object]
-    ) -> tuple[EmbeddedRows, list[Failure]]:
-        settings = self.settings
-        done, failures = EmbeddedRows(max_rows, settings.dimensions, settings.dtype), list[Failure]()
-        waiting = deque[Row]()  # those that were sent and are not back
+    def _rows(self, task: Task) -> Iterator[Row | Failure]:
+        rows = read_rows(self.root, self.output / INPUT, task.shard, Columns(**self.settings.columns))
+        if not task.finished or not task.finished["errors"]:
+            return rows
+        failed = read_positions(self.output, task.finished["errors"])
+        return (row for row in rows if row.position in failed)
 
-        def items() -> Iterator[Item]:
-            for row in rows:
-                if isinstance(row, Failure):
-                    failures.append(row)
-                    advance(1)
-                else:
-                    waiting.append(row)
-                    yield row.item
-
-        with self.connect() as client:
-            for outcome in client.embed_many(
-                items(),
-                on_error="return",
-                instruction=settings.instruction,
-                dimensions=settings.dimensions,
-                max_pixels=settings.max_pixels,
-                truncate=settings.truncate,
-                allow_reference_text=settings.allow_reference_text,
-            ):
-                row = waiting.popleft()
-                if isinstance(outcome, ItemError):
-                    failures.append(Failure(row.position, row.id, row.place, outcome.code, outcome.message))
-                else:
-                    done.add(row, outcome)
-                advance(1)
-        self.connect().close()  # the model is the same at the end: a server may have been restarted with another
-        return done, sorted(failures, key=lambda failure: failure.position)
+    def _finish(self, shard: ShardInFlight) -> ShardRecord:
+        self._connect().close()  # a server may have been restarted with another model while the shard was embedded
+        number, finished, about = shard.task.shard.number, shard.task.finished, asdict(self.settings)
+        files = finished["files"] if finished else []
+        if shard.embedded:
+            files = [*files, shard.embedded.write(self.output, number, about)]
+        failures = sorted(shard.failures, key=lambda failure: failure.position)
+        errors = write_failures(self.output, number, failures, about) if failures else None
+        codes = dict(Counter(failure.code for failure in failures))
+        return {"shard": number, "files": files, "errors": errors, "codes": codes}

@@ -88,16 +88,18 @@ def test_damaged_files_are_told(run: Run, texts: Path, output: Path, folder: str
 def test_a_damaged_list_of_files_is_told(run: Run, texts: Path, output: Path) -> None:
     run(texts)
     (output / "input.jsonl").write_text("")
-    with pytest.raises(OutputError, match=r"input\.jsonl' is damaged \(its checksum is another\)"):
-        verify(output)
+    for use in (verify, lambda output: run(texts)):
+        with pytest.raises(OutputError, match=r"input\.jsonl' is damaged \(its checksum is another\)"):
+            use(output)
 
 
 @pytest.mark.parametrize("line", [0, 2])
-def test_a_damaged_manifest_is_told(run: Run, texts: Path, output: Path, line: int) -> None:
+@pytest.mark.parametrize("damage", ["", "[1]", "\xff"])
+def test_a_damaged_manifest_is_told(run: Run, texts: Path, output: Path, line: int, damage: str) -> None:
     run(texts)
     lines = (output / "manifest.jsonl").read_text().splitlines(keepends=True)
-    lines[line] = lines[line][5:]
-    (output / "manifest.jsonl").write_text("".join(lines))
+    lines[line] = damage + lines[line][5:]
+    (output / "manifest.jsonl").write_text("".join(lines), encoding="latin-1")
     for use in (verify, lambda output: run(texts)):
         with pytest.raises(OutputError, match=rf"line {line + 1} of .*manifest\.jsonl' is damaged"):
             use(output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,8 @@ from tests.client.bulk.conftest import Run, read_folder
 from tests.client.conftest import INFO, MemoryTransport
 from vlembed import InvalidInputError
 from vlembed.bulk import verify
+from vlembed.bulk._manifest import read_manifest
+from vlembed.bulk._shards import FileRecord
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'ray[data]'")
 pytestmark = pytest.mark.filterwarnings("ignore:::ray", "ignore::ResourceWarning")
@@ -30,18 +31,17 @@ def two_workers() -> Iterator[None]:
         ray.shutdown()
 
 
-def records_of(output: Path) -> list[dict[str, Any]]:
-    records = [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()[1:]]
-    return sorted(records, key=lambda record: record["shard"])
+def vector_files(output: Path) -> list[FileRecord]:
+    return list(read_manifest(output).vector_files())
 
 
 def test_a_run_on_ray_writes_the_same_files(run: Run, texts: Path, output: Path, tmp_path: Path) -> None:
     report = run(texts, engine="ray", num_workers=2)
-    ours = records_of(output)
+    ours = vector_files(output)
     assert verify(output) == report
     output.rename(tmp_path / "ray")
     assert run(texts) == report
-    assert records_of(output) == ours  # their checksums, too
+    assert vector_files(output) == ours  # their checksums, too
 
 
 def test_either_engine_goes_on_with_the_other(run: Run, texts: Path, output: Path) -> None:

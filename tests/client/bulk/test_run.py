@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from tests.client.bulk.conftest import Run, read_folder
 from tests.client.bulk.test_formats import write_tar
 from tests.client.conftest import INFO, MemoryTransport, vector
 from tests.samples import encode, image
-from vlembed import InvalidInputError, OutputError
+from vlembed import InvalidInputError, MissingExtraError, OutputError
 from vlembed.bulk import Columns, verify
+from vlembed.bulk._manifest import read_manifest
 
 PNG = encode(image(32, 32))
 
@@ -240,8 +242,7 @@ def test_a_changed_model_is_refused(
             InvalidInputError, match=r"holds vectors of .*'0123456789abcdef'; the server now has 'another'"
         ):
             run(texts)
-    lines = (output / "manifest.jsonl").read_text().splitlines()
-    assert [json.loads(line)["shard"] for line in lines[1:]] == [0, 1]
+    assert 2 not in read_manifest(output).records
     monkeypatch.undo()
     memory.before_answer = lambda: None
     assert run(texts).num_embedded == 30
@@ -260,7 +261,9 @@ def test_errors_are_tried_again_alone(run: Run, tmp_path: Path, output: Path, me
     shutil.copy(tmp_path / "all/01.png", tmp_path / "photos")
     memory.requests.clear()
     assert run(tmp_path / "rows.jsonl", retry_errors=True).errors == {"FILE_UNREADABLE": 2, "BAD": 1}
-    assert sum(len(inputs["text"]) for _, inputs in memory.requests) == 2
+    sent = {text for _, inputs in memory.requests for text in inputs["text"]}
+    images = {data for _, inputs in memory.requests for data in inputs.get("image", [])} - {b""}
+    assert (sent - {b""}, images) == ({b"bad"}, {(tmp_path / "all/01.png").read_bytes()})
     assert {row["id"] for row in read_folder(output / "errors")} == {"02.png", "24.png", "rows.jsonl:26"}
     assert untouched < {file.name for file in (output / "shards").iterdir()}
 
@@ -314,6 +317,21 @@ def test_wrong_arguments(run: Run, texts: Path, output: Path, options: dict[str,
     with pytest.raises(InvalidInputError, match=message):
         run(texts, **options)
     assert not output.exists()
+
+
+def test_a_missing_library_is_told_before_anything_is_sent(
+    run: Run, texts: Path, output: Path, memory: MemoryTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, extra, options in (
+        ("pyarrow", "bulk", {}),
+        ("ray.data", "ray", {"engine": "ray"}),
+        ("tqdm", "bulk", {"progress": True}),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, None)
+            with pytest.raises(MissingExtraError, match=rf"{module} is not .*pip install 'vlembed\[{extra}\]'"):
+                run(texts, **options)
+    assert not memory.requests
 
 
 def test_wrong_inputs(run: Run, tmp_path: Path, texts: Path) -> None:

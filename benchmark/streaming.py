@@ -38,18 +38,21 @@ def workload(num_items: int, seed: int = 0) -> list[str | bytes]:
     return [make[kind]() for kind in kinds]
 
 
-def take_in_order(waiting: dict[int, CostedItem], bounds: Mapping[str, int]) -> dict[int, CostedItem]:
-    """Take the oldest items that fit: what `take_even` is compared with."""
-    taken: dict[int, CostedItem] = {}
-    total = Cost()
-    for index, costed in waiting.items():
-        total += costed.cost
-        if taken and not total.fits(bounds):
-            break
-        taken[index] = costed
-    for index in taken:
-        del waiting[index]
-    return taken
+def in_order(waiting: dict[int, CostedItem], bounds: Mapping[str, int], num_packs: int) -> list[dict[int, CostedItem]]:
+    """Fill packs in the order of the items: what `deal` is compared with."""
+    packs: list[dict[int, CostedItem]] = []
+    while waiting and len(packs) < num_packs:
+        pack: dict[int, CostedItem] = {}
+        cost = Cost()
+        for index, costed in waiting.items():
+            cost += costed.cost
+            if pack and not cost.fits(bounds):
+                break
+            pack[index] = costed
+        for index in pack:
+            del waiting[index]
+        packs.append(pack)
+    return packs
 
 
 def main() -> None:
@@ -68,11 +71,11 @@ def main() -> None:
         def grouped() -> int:
             return sum(1 for _ in client.embed_many(items))
 
-        def in_order() -> int:
-            with patch.object(_stream, "take_even", take_in_order):
+        def ungrouped() -> int:
+            with patch.object(_stream, "deal", in_order):
                 return grouped()
 
-        measured = rates({"grouped": grouped, "in order": in_order}, arguments.rounds)
+        measured = rates({"grouped": grouped, "in order": ungrouped}, arguments.rounds)
         checkpoint = client.info().checkpoint
     report(
         "streaming",

@@ -73,24 +73,31 @@ def split(items: Sequence[PreparedItem], bounds: Mapping[str, int], max_pixels: 
         yield pack
 
 
-def take_even(waiting: dict[int, CostedItem], bounds: Mapping[str, int]) -> dict[int, CostedItem]:
-    """Take a pack out of what waits: the oldest item, and such others that all packs to come cost about the same.
+def deal(waiting: dict[int, CostedItem], bounds: Mapping[str, int], num_packs: int) -> list[dict[int, CostedItem]]:
+    """Take the oldest items, as many as some packs hold, and deal them out so that these packs cost about the same.
 
-    If what waits fills k packs, that is every k-th item in the order of their cost. Nothing would be gained by packing
-    items of one size: the server pads nothing, and batches packs with those of others.
+    In the order of their cost, every k-th item goes into one of k packs, as cards are dealt; what does not fit goes on
+    waiting. Packs of similar items would gain nothing: the server pads nothing, and batches packs with those of others.
     """
-    total = sum((costed.cost for costed in waiting.values()), Cost())
-    num_packs = math.ceil(total.packs(bounds))
-    ranked = sorted(waiting, key=lambda index: (waiting[index].cost.image_tokens, waiting[index].cost.tokens))
-    oldest = next(iter(waiting))
-    sample = ranked[ranked.index(oldest) % num_packs :: num_packs]
-    taken: dict[int, CostedItem] = {}
+    group: dict[int, CostedItem] = {}
     total = Cost()
-    for index in [oldest, *(index for index in sample if index != oldest)]:
-        if not taken or (total + waiting[index].cost).fits(bounds):
-            taken[index] = waiting.pop(index)
-            total += taken[index].cost
-    return dict(sorted(taken.items()))
+    for index, costed in waiting.items():
+        if group and (total + costed.cost).packs(bounds) > num_packs:
+            break
+        group[index] = costed
+        total += costed.cost
+    ranked = sorted(group, key=lambda index: (group[index].cost.image_tokens, group[index].cost.tokens))
+    step = math.ceil(total.packs(bounds))
+    packs = []
+    for start in range(min(step, len(ranked))):
+        pack: dict[int, CostedItem] = {}
+        cost = Cost()
+        for index in sorted(ranked[start::step]):  # what does not fit is the newest
+            if not pack or (cost + group[index].cost).fits(bounds):
+                pack[index] = waiting.pop(index)
+                cost += group[index].cost
+        packs.append(pack)
+    return packs
 
 
 def cost_of(item: PreparedItem, bounds: Mapping[str, int], max_pixels: int | None) -> Cost:

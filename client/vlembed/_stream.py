@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from ._exceptions import OverloadedError
 from ._items import BadItemError, ItemLike, PreparedItem
 from ._limit import AdaptiveLimit
-from ._packing import MAX_PACK_BYTES, Cost, CostedItem, Pack, cost_of, take_even
+from ._packing import MAX_PACK_BYTES, Cost, CostedItem, Pack, cost_of, deal
 from ._request import Call, Outcome
 from ._retry import RetryTransport
 
@@ -49,9 +50,10 @@ class Stream:
         self._num_read = 0
         self._num_yielded = 0
         self._waiting: dict[int, CostedItem] = {}
+        self._ready: deque[dict[int, CostedItem]] = deque()  # packs
         self._in_flight: dict[Future[list[Outcome]], Cost] = {}
         self._waiting_cost = Cost()
-        self._held_cost = Cost()  # of what waits and what is in flight
+        self._held_cost = Cost()  # of what waits, is ready and is in flight
         self._done: dict[int, Outcome] = {}
         self._is_read = False
         self._source_error: Exception | None = None
@@ -93,15 +95,20 @@ class Stream:
     def _dispatch(self, pool: ThreadPoolExecutor) -> None:
         while self._failure is None and len(self._in_flight) < SENT_PACKS * self._plan.concurrency:
             self._read()
-            is_due = self._is_read or (not self._in_flight and self._num_yielded in self._waiting)
-            has_choice = self._waiting_cost.packs(self._plan.bounds) >= self._plan.concurrency
-            if not self._waiting or not (is_due or has_choice):
-                break  # the reader is slow: small packs would gain it nothing
-            pack = take_even(self._waiting, self._plan.bounds)
-            cost = sum((costed.cost for costed in pack.values()), Cost())
-            self._waiting_cost -= cost
+            if not self._ready and not self._group():
+                break
+            pack = self._ready.popleft()
             items = {index: costed.item for index, costed in pack.items()}
-            self._in_flight[pool.submit(self._deliver, items)] = cost
+            self._in_flight[pool.submit(self._deliver, items)] = cost_of_pack(pack)
+
+    def _group(self) -> bool:
+        """Make packs of what waits, one for each request in flight, if that is enough to fill them or all there is."""
+        bounds, concurrency = self._plan.bounds, self._plan.concurrency
+        is_due = self._is_read or (not self._in_flight and self._num_yielded in self._waiting)
+        if is_due or self._waiting_cost.packs(bounds) >= concurrency:
+            self._ready.extend(deal(self._waiting, bounds, concurrency))
+            self._waiting_cost -= sum(map(cost_of_pack, self._ready), Cost())
+        return bool(self._ready)
 
     def _read(self) -> None:
         """Read the source as far as there is room."""
@@ -152,3 +159,8 @@ class Stream:
             except OverloadedError:
                 if time.monotonic() - began_at > (total_timeout_s or PATIENCE_S):
                     raise
+
+
+def cost_of_pack(pack: Mapping[int, CostedItem]) -> Cost:
+    """Return what the items of a pack cost together."""
+    return sum((costed.cost for costed in pack.values()), Cost())

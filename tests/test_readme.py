@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import doctest
 import json
+import os
 import re
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,8 @@ from tests.test_configs import ENSEMBLES, STEPS, tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+URL = "grpc://127.0.0.1:8001"
+MARK = "end of a block"
 
 
 def section(title: str) -> str:
@@ -39,8 +44,8 @@ def test_order() -> None:
 @pytest.mark.triton
 def test_the_python_prints_what_it_says(demo_server: TritonServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    (code,) = re.findall(r"```python\n(.*?)```", section("Six lines of Python"), re.DOTALL)
-    code = code.replace("grpc://127.0.0.1:8001", demo_server.grpc_url)
+    sections = section("Six lines of Python") + section("Search")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", sections, re.DOTALL)).replace(URL, demo_server.grpc_url)
     test = doctest.DocTestParser().get_doctest(code, {}, "README.md", "README.md", 0)
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     report: list[str] = []
@@ -49,6 +54,50 @@ def test_the_python_prints_what_it_says(demo_server: TritonServer, monkeypatch: 
     test.globs["client"].close()
     assert result.attempted >= 6
     assert not result.failed, "".join(report)
+
+
+@pytest.mark.triton
+def test_the_command_prints_what_it_says(demo_server: TritonServer, user_folder: Path) -> None:
+    (block,) = re.findall(r"```console\n(.*?)```", section("The command"), re.DOTALL)
+    environment = os.environ | {"VLEMBED_URL": demo_server.grpc_url, "PYTHONPATH": str(ROOT / "client")}
+    for command, told in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
+        words = shlex.split(command)
+        assert words[0] == "vlembed"
+        form = ["--format", "table"] if words[1] == "search" else []  # as on a terminal
+        done = subprocess.run(
+            [sys.executable, "-m", *words, *form],
+            cwd=user_folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert (done.stdout, done.returncode) == (told, 0)
+    assert "<img" in (user_folder / "found.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.triton
+def test_the_manual_of_the_client_prints_what_it_says(demo_server: TritonServer, user_folder: Path) -> None:
+    manual = (ROOT / "client/README.md").read_text(encoding="utf-8").replace(URL, demo_server.grpc_url)
+    blocks = re.findall(r"```python\n(.*?)```(?:\n\n```\n(.*?)```)?", manual, re.DOTALL)
+    assert len(blocks) == manual.count("```python")
+    script = "\n".join(f"{code}\nprint({MARK!r})" for code, _ in blocks)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=user_folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "client")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split(f"{MARK}\n")[:-1] == [told for _, told in blocks]
+
+
+@pytest.fixture
+def user_folder(tmp_path: Path) -> Path:
+    """Return a folder with the images of demo/, to write to."""
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    return tmp_path
 
 
 def test_the_tensor_contract() -> None:
@@ -100,16 +149,26 @@ def test_commands_and_links_exist() -> None:
 
 @pytest.mark.parametrize("part", section("Numbers").split("\n### ")[1:], ids=lambda part: part.partition("\n")[0])
 def test_numbers_are_the_measured_ones(part: str) -> None:
-    """Hold each table under Numbers against the file of results that it links."""
-    (file,) = re.findall(r"\]\((benchmark/results/[\w.-]+\.json)\)", part)
-    measured = json.loads((ROOT / file).read_text(encoding="utf-8"))
-    rows = re.findall(r"^\| (.+?) \| \*{0,2}([\d.,]+)\*{0,2} \|$", part, re.MULTILINE)
-    assert rows
-    for what, value in rows:
-        decimals = len(value.partition(".")[2])
-        assert f"{measured['results'][what]:,.{decimals}f}" == value, what
-    assert measured["date"] in part
-    assert measured["commit"] in part
+    """Hold each table under Numbers against the files of results that it links.
+
+    A column of a wide table has the end of a result's name as its header, and each of its rows the beginning.
+    """
+    results: dict[str, float] = {}
+    for file in re.findall(r"\]\((benchmark/results/[\w.-]+\.json)\)", part):
+        measured = json.loads((ROOT / file).read_text(encoding="utf-8"))
+        results |= measured["results"]
+        assert measured["date"] in part
+        assert measured["commit"] in part
+    for table in re.findall(r"(?:^\|.*\|\n)+", part, re.MULTILINE):
+        header, _, *rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
+        assert rows
+        for what, *values in rows:
+            names = [what] if len(values) == 1 else [f"{what}: {column}" for column in header]
+            assert len(names) == len(values), what
+            for name, value in zip(names, values, strict=True):
+                number = value.strip("*")
+                decimals = len(number.partition(".")[2])
+                assert number == "–" or f"{results[name]:,.{decimals}f}" == number, name
 
 
 def test_every_result_is_told() -> None:

@@ -329,7 +329,7 @@ def test_a_missing_library_is_told_before_anything_is_sent(
     ):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, module, None)
-            with pytest.raises(MissingExtraError, match=rf"{module} is not .*pip install 'vlembed\[{extra}\]'"):
+            with pytest.raises(MissingExtraError, match=rf"{module} cannot .*pip install 'vlembed\[{extra}\]'"):
                 run(texts, **options)
     assert not memory.requests
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,11 @@ def test_control_c() -> None:
     """Interrupt a request that a server takes and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        started = subprocess.Popen(**command("-m", "vlembed", "info", "--url", url), stderr=subprocess.PIPE)
+        started = subprocess.Popen(
+            **command("-m", "vlembed", "info", "--url", url),
+            stderr=subprocess.PIPE,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # else a job in the background ignores it
+        )
         silent.settimeout(30)
         connection, _ = silent.accept()
         with connection:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import model_config_pb2 as triton
 
+import vlembed.bulk
 from server.launch import TritonServer
 from tests.test_configs import ENSEMBLES, STEPS, tensors
 
@@ -97,7 +98,14 @@ def test_the_manual_of_the_client_prints_what_it_says(demo_server: TritonServer,
 def user_folder(tmp_path: Path) -> Path:
     """Return a folder with the images of demo/, to write to."""
     (tmp_path / "demo").symlink_to(ROOT / "demo")
+    (tmp_path / "ca.pem").touch()  # read when a connection is made
     return tmp_path
+
+
+def test_the_manual_of_the_client_tells_of_every_public_name() -> None:
+    manual = (ROOT / "client/README.md").read_text(encoding="utf-8")
+    public = {*vlembed.__all__, *vlembed.bulk.__all__}
+    assert {name for name in public if not re.search(rf"\b{name}\b", manual)} == set()
 
 
 def test_the_tensor_contract() -> None:

@@ -8,6 +8,8 @@ What the index is, stands in a property of the collection.
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -41,6 +43,8 @@ MAX_METADATA_BYTES = 65_536  # Milvus's of a JSON value
 MAX_K = 16_384  # Milvus's
 MAX_REQUEST_BYTES = 32 << 20  # of vectors; Milvus takes messages of 64 MiB
 MAX_IDS = 1_000  # of a filter
+CONNECT_PAUSES_S = (0.2, 1.0)  # between the attempts to connect
+MIN_TIMEOUT_S = 0.1  # of the last one
 
 
 class MilvusStore:
@@ -70,10 +74,7 @@ class MilvusStore:
         pymilvus = require("pymilvus", "milvus")
         if uri.endswith(".db") and find_spec("milvus_lite") is None:
             raise MissingExtraError("milvus-lite opens .db files and is not installed: pip install milvus-lite")
-        try:
-            client = pymilvus.MilvusClient(uri, token=token, timeout=timeout_s)
-        except pymilvus.MilvusException as error:
-            raise ConnectError(f"Milvus cannot be reached at {uri!r} ({error.message}). Check the URI.") from error
+        client = _open(pymilvus, uri, token, timeout_s)
         try:
             with _told():
                 if client.has_collection(collection, timeout=timeout_s):
@@ -169,6 +170,19 @@ class MilvusStore:
         with _told():
             for block in _blocks(vectors):
                 send(self._collection, rows[block], timeout=self._timeout_s)
+
+
+def _open(pymilvus: Any, uri: str, token: str, timeout_s: float) -> Any:
+    """Return a connected client; a server that has just begun to listen may refuse the first attempts."""
+    deadline, pauses_s = time.monotonic() + timeout_s, iter(CONNECT_PAUSES_S)
+    while True:
+        try:
+            return pymilvus.MilvusClient(uri, token=token, timeout=max(deadline - time.monotonic(), MIN_TIMEOUT_S))
+        except pymilvus.MilvusException as error:
+            pause_s = next(pauses_s, math.inf)
+            if time.monotonic() + pause_s > deadline:
+                raise ConnectError(f"Milvus cannot be reached at {uri!r} ({error.message}). Check the URI.") from error
+            time.sleep(pause_s)
 
 
 def _create(client: Any, collection: str, info: IndexInfo, timeout_s: float) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
+import pymilvus
 import pytest
 from pymilvus import MilvusClient
 
@@ -98,6 +100,19 @@ def test_the_limits_of_milvus(milvus_file: Path, monkeypatch: pytest.MonkeyPatch
         assert index.delete(ids) == 100 and len(index) == 0
         with pytest.raises(InvalidInputError, match="there is nothing to save"):
             index.save("a.index")
+
+
+def test_a_connection_that_is_refused_at_first(milvus_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals = iter(milvus.CONNECT_PAUSES_S)
+
+    def refuse_first(*args: Any, **kwargs: Any) -> Any:
+        if next(refusals, None) is not None:
+            raise pymilvus.MilvusException(message="refused")
+        return MilvusClient(*args, **kwargs)
+
+    monkeypatch.setattr(pymilvus, "MilvusClient", refuse_first)
+    with Index.connect(milvus_file, "refused", **KNOWN) as index:
+        assert len(index) == 0
 
 
 def test_a_server_that_is_not_there() -> None:

@@ -114,11 +114,10 @@ class TritonProcess:
 
         tritonserver neither restarts such a process nor stops being ready: whoever serves should start anew.
         """
-        members = _group_members(self.pid)
         while True:
             with suppress(subprocess.TimeoutExpired):
                 return f"tritonserver ended with status {self._process.wait(WATCH_INTERVAL_S)}"
-            if members - _group_members(self.pid):
+            if self._members - _group_members(self.pid):
                 return "a Python process of tritonserver died"
 
     def __enter__(self) -> TritonProcess:
@@ -126,6 +125,7 @@ class TritonProcess:
         with ExitStack() as cleanup:  # undoes what was done if anything below fails
             self._start(cleanup)
             self._wait_until_ready()
+            self._members = _group_members(self.pid)  # before anybody is told that it is ready
             self._cleanup = cleanup.pop_all()
         return self
 

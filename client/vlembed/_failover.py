@@ -69,7 +69,8 @@ class FailoverTransport:
                 with self._lend(untried) as server:
                     untried.remove(server)
                     if not server.is_verified:
-                        info = self._verify(server, deadline)
+                        verify = self._probe if untried or server.num_failures else self._verify
+                        info = verify(server, deadline)
                         if model == "info":
                             return info
                     return server.transport.infer(model, inputs, outputs, _left_s(server, deadline))
@@ -141,11 +142,18 @@ class FailoverTransport:
             chosen.turn = next(self._turns)
         return chosen
 
+    def _probe(self, server: Server, deadline: float) -> dict[str, npt.NDArray[Any]]:
+        """Verify a server that may hang; if it does, the request has not been sent, so that another one can have it."""
+        try:
+            return self._verify(server, min(deadline, time.monotonic() + PROBE_TIMEOUT_S))
+        except RequestTimeoutError as error:
+            raise ConnectError(f"{server.url} hangs: it does not say whether it is ready. Restart it.") from error
+
     def _verify(self, server: Server, deadline: float) -> dict[str, npt.NDArray[Any]]:
         """Return the info of a server, after making sure that it is ready and serves our model."""
         if server.num_failures:
             with suppress(ServerError, ProtocolError):  # it answers, if not to this: its info decides
-                if not server.transport.is_ready(min(PROBE_TIMEOUT_S, _left_s(server, deadline))):
+                if not server.transport.is_ready(_left_s(server, deadline)):
                     raise ConnectError(f"{server.url} answers, but its models are not ready. Try again later.")
         answer = server.transport.infer("info", {}, ("info",), _left_s(server, deadline))
         fingerprint = ServerInfo.from_tensor(answer["info"], server.url).fingerprint

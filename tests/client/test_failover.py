@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -140,6 +141,19 @@ def test_who_is_not_ready_yet_is_not_used(pair: Pair) -> None:
     pair.wait(_failover.FIRST_REST_S)
     pair.ask(3)
     assert (pair.a.asked, pair.b.asked) == (["ready"], 3 * ["embed_text"])
+
+
+def test_who_hangs_costs_no_request(pair: Pair) -> None:
+    """Neither from the start nor when it is probed: what hung was no request of the caller's."""
+    pair.a.error = RequestTimeoutError("hangs")
+    pair.ask(4)
+    pair.wait(_failover.FIRST_REST_S)
+    pair.ask(4)
+    assert (pair.a.asked, pair.b.asked) == (["info", "ready"], ["info"] + 8 * ["embed_text"])
+    pair.b.error = ConnectError("restarts")
+    pair.wait(_failover.MAX_REST_S)
+    with pytest.raises(ConnectError):  # which is retried
+        pair.ask()
 
 
 def test_rests_grow_to_a_bound(pair: Pair) -> None:
@@ -322,3 +336,14 @@ def test_a_server_that_hangs_is_left_alone() -> None:
             assert not hanging.requests
         finally:
             released.set()
+
+
+def test_a_server_that_hangs_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that accepts connections and never answers."""
+    monkeypatch.setattr(_failover, "PROBE_TIMEOUT_S", 0.2)
+    with SERVE["grpc"](MemoryTransport()) as url, socket.create_server(("127.0.0.1", 0)) as silent:
+        hanging = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        for urls in ([hanging, url], [url, hanging]):
+            with EmbeddingClient(urls) as client:
+                for _ in range(4):
+                    np.testing.assert_array_equal(client.embed(TEXTS).array, expected(TEXTS))

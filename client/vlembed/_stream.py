@@ -89,6 +89,7 @@ class Stream:
             self._held_cost -= self._in_flight.pop(future)
             if error := future.exception():
                 self._failure = self._failure or error
+                self.stop()  # else whatever is in flight, and then what is ready, would use up its own retries
             else:
                 self._done |= {outcome.index: outcome for outcome in future.result()}
 

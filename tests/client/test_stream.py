@@ -252,6 +252,21 @@ def test_a_server_that_fails_raises_whatever_on_error_is(
     np.testing.assert_array_equal(array(rows), expected(MANY[: len(rows)]))
 
 
+def test_after_a_failure_nothing_more_is_tried(memory: MemoryTransport) -> None:
+    """The packs that were in flight or ready do not use up retries of their own, one after the other."""
+    answers = itertools.count()
+
+    def vanish() -> None:
+        if next(answers) >= 20:
+            raise ConnectError("gone")
+
+    memory.before_answer = vanish
+    retry = Retry(max_attempts=10, initial_backoff_s=0.01, max_backoff_s=0.01, reserve=1000)
+    with EmbeddingClient("memory", transport=memory, retry=retry) as client, pytest.raises(ConnectError, match="gone"):
+        list(client.embed_many(Counting()))
+    assert next(answers) - 20 <= 4 * 10  # of the four in flight, and none of those that were ready
+
+
 def test_nobody_is_there() -> None:
     with (
         EmbeddingClient("http://127.0.0.1:9", retry=Retry(max_attempts=2, initial_backoff_s=0)) as client,

@@ -97,19 +97,15 @@ class Worker:
         """
         settings = self.settings
         shards = deque[ShardInFlight]()
-        waiting = deque[tuple[ShardInFlight, Row]]()  # rows that were sent and are not back
+        waiting = deque[tuple[ShardInFlight, Row | Failure]]()  # what the stream has read and not yielded
 
         def items() -> Generator[Item, None, None]:
             for task in tasks:
                 shard = ShardInFlight(task, EmbeddedRows(task.num_rows, settings.dimensions, settings.dtype))
                 shards.append(shard)
                 for row in self._rows(task):
-                    if isinstance(row, Failure):
-                        shard.failures.append(row)
-                        advance(1)
-                    else:
-                        waiting.append((shard, row))
-                        yield row.item
+                    waiting.append((shard, row))
+                    yield Item() if isinstance(row, Failure) else row.item  # an empty one comes back in its turn
 
         with self._connect() as client, closing(items()) as sent:
             for outcome in client.embed_many(
@@ -122,15 +118,15 @@ class Worker:
                 allow_reference_text=settings.allow_reference_text,
             ):
                 shard, row = waiting.popleft()
-                if isinstance(outcome, ItemError):
+                if isinstance(row, Failure):
+                    shard.failures.append(row)
+                elif isinstance(outcome, ItemError):
                     shard.failures.append(Failure(row.position, row.id, row.place, outcome.code, outcome.message))
                 else:
                     shard.embedded.add(row, outcome)
                 advance(1)
-                while shards and shards[0].is_whole:
+                if shard.is_whole:
                     yield self._finish(shards.popleft())
-        while shards:  # whose last rows were not sent
-            yield self._finish(shards.popleft())
 
     def _connect(self) -> EmbeddingClient:
         """Return a client of a server that is ready and has the model of the run."""
@@ -157,7 +153,6 @@ class Worker:
         files = finished["files"] if finished else []
         if shard.embedded:
             files = [*files, shard.embedded.write(self.output, number, about)]
-        failures = sorted(shard.failures, key=lambda failure: failure.position)
-        errors = write_failures(self.output, number, failures, about) if failures else None
-        codes = dict(Counter(failure.code for failure in failures))
+        errors = write_failures(self.output, number, shard.failures, about) if shard.failures else None
+        codes = dict(Counter(failure.code for failure in shard.failures))
         return {"shard": number, "files": files, "errors": errors, "codes": codes}

@@ -20,7 +20,7 @@ from tests.client.bulk.conftest import Run, read_folder
 from tests.client.bulk.test_formats import write_tar
 from tests.client.conftest import INFO, MemoryTransport, vector
 from tests.samples import encode, image
-from vlembed import InvalidInputError, MissingExtraError, OutputError
+from vlembed import InvalidInputError, MissingExtraError, OutputError, ServerError
 from vlembed.bulk import Columns, verify
 from vlembed.bulk._manifest import read_manifest
 
@@ -169,6 +169,21 @@ def test_ids_that_no_index_takes(run: Run, tmp_path: Path, output: Path, value: 
     (tmp_path / "rows.jsonl").write_text(json.dumps({"id": value, "text": "fine"}))
     run(tmp_path / "rows.jsonl")
     assert [row["code"] for row in read_folder(output / "errors")] == ["ID_WRONG"]
+
+
+def test_rows_that_all_fail_unsent_are_not_gathered(
+    run: Run, tmp_path: Path, output: Path, memory: MemoryTransport
+) -> None:
+    """Let the one row that is sent come last, and fail: the shards before it are finished all the same."""
+    (tmp_path / "rows.jsonl").write_text("{\n" * 999 + json.dumps({"text": "last"}))
+
+    def fail() -> None:
+        raise ServerError("failed")
+
+    memory.before_answer = fail
+    with pytest.raises(ServerError):
+        run(tmp_path / "rows.jsonl")
+    assert len(read_manifest(output).records) > 80  # of 100
 
 
 def test_a_finished_run_sends_nothing(run: Run, texts: Path, memory: MemoryTransport) -> None:

@@ -20,6 +20,8 @@ from ._rows import Columns
 from ._shards import TEMPORARY, place, temporary_file
 from ._worker import Task, Worker
 
+SHARD_SIZE = 5_000
+
 Dtype: TypeAlias = Literal["float32", "float16"]
 Engine: TypeAlias = Literal["local", "ray"]
 
@@ -31,7 +33,7 @@ def embed_files(
     url: str | Sequence[str],
     client_options: Mapping[str, Any] | None = None,
     columns: Columns | None = None,
-    shard_size: int = 5_000,
+    shard_size: int = SHARD_SIZE,
     dtype: Dtype = "float32",
     dimensions: int | None = None,
     instruction: str | None = None,

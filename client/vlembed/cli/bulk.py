@@ -11,7 +11,7 @@ from typing import Any, get_args
 import click
 
 from ..bulk import Columns, embed_files, verify
-from ..bulk._run import Dtype, Engine
+from ..bulk._run import SHARD_SIZE, Dtype, Engine
 from ._options import ITEM_OPTIONS, takes_embed_options, takes_server
 from ._outputs import Output, takes_output, to_json, to_pairs
 from ._root import INCOMPLETE
@@ -41,7 +41,9 @@ def _parse_columns(_context: click.Context, _option: click.Parameter, given: Seq
     help="The name of a column: id=NAME, text=NAME, image=NAME or instruction=NAME, where it is not the role. "
     "Repeatable; all other columns are metadata.",
 )
-@click.option("--shard-size", default=10_000, show_default=True, metavar="ROWS", help="Rows of a file of the output.")
+@click.option(
+    "--shard-size", default=SHARD_SIZE, show_default=True, metavar="ROWS", help="Rows of a file of the output."
+)
 @click.option(
     "--dtype", type=click.Choice(get_args(Dtype)), default="float32", show_default=True, help="Of the stored vectors."
 )

@@ -1,4 +1,4 @@
-"""What `vlembed bulk` refuses before it embeds anything."""
+"""What `vlembed bulk` refuses before it embeds anything, and what it shares with Python."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.client.cli.conftest import Run
+from tests.client.conftest import MemoryTransport
+from vlembed.bulk import embed_files
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,10 @@ def test_wrong_usage(run: Run, args: list[str], told: str) -> None:
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")
     assert told in line
+
+
+def test_python_goes_on_with_a_run_of_the_command(run: Run, memory: MemoryTransport) -> None:
+    """Both have the same defaults, without which an output is refused."""
+    Path("rows.jsonl").write_text('{"text": "a"}', encoding="utf-8")
+    assert run("bulk", "rows.jsonl", "out").exit_code == 0
+    assert embed_files("rows.jsonl", "out", url="memory", client_options={"transport": memory}).num_embedded == 1

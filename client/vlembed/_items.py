@@ -185,7 +185,9 @@ def _encode_text(name: str, text: object) -> bytes:
     except UnicodeEncodeError as error:
         bad = text[error.start : error.end]
         raise BadItemError(
-            "TEXT_NOT_UTF8", f"{name} has {bad!r} at {error.start}, which UTF-8 cannot hold. Remove lone surrogates."
+            "TEXT_NOT_UTF8",
+            f"{name} has {bad!r} at {error.start}, which UTF-8 cannot hold. Remove lone surrogates, or save its source "
+            "as UTF-8.",
         ) from error
 
 

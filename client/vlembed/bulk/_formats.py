@@ -6,6 +6,7 @@ every file has as many rows each time it is read. A file that cannot be read at 
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import tarfile
@@ -138,10 +139,14 @@ class CommaSeparated:
             raise unreadable(path, error) from error
 
     def _header(self, path: Path, file: IO[bytes]) -> list[str]:
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            file.seek(0)
         header = next(_csv_rows(file), [])
-        if isinstance(header, BadRowError) or not header or len(set(header)) < len(header):
-            raise unreadable(path, f"its header is {header!r}; it needs to name every column, each once")
-        return [header[0].removeprefix("\ufeff"), *header[1:]]
+        if isinstance(header, BadRowError):
+            raise unreadable(path, f"its header: {header}")
+        if not header:
+            raise unreadable(path, "it has no header in its first line")
+        return header
 
 
 def _csv_rows(file: IO[bytes]) -> Iterator[list[str] | BadRowError]:

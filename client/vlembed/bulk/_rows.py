@@ -9,6 +9,7 @@ import base64
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +42,15 @@ class Columns:
             raise InvalidInputError(f"columns are {names!r}. Give id, text, image and instruction a name each.")
 
     def check(self, names: list[str], path: Path) -> None:
-        """Refuse a table without text and image, or without a column that was asked for by name.
+        """Refuse a table without text and image, without a column that was asked for by name, or with one twice.
 
         Raises
         ------
         InvalidInputError
             Listing the columns that there are.
         """
+        if twice := [own for own, count in Counter(names).items() if count > 1]:
+            raise InvalidInputError(f"{str(path)!r} has several columns {twice}. Give every column a name of its own.")
         missing = [own for role, own in vars(self).items() if own != role and own not in names]
         if missing or not {self.text, self.image} & set(names):
             raise InvalidInputError(

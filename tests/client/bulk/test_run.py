@@ -368,6 +368,11 @@ def test_wrong_inputs(run: Run, tmp_path: Path, texts: Path) -> None:
     ):
         with pytest.raises(InvalidInputError, match=message):
             run(source)
+    pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), tmp_path / "twice.parquet")
+    (tmp_path / "twice.csv").write_text("text,n,n\n")
+    for name, twice in (("twice.parquet", "text"), ("twice.csv", "n")):
+        with pytest.raises(InvalidInputError, match=rf"{name}' has several columns \['{twice}'\]"):
+            run(tmp_path / name)
     with pytest.raises(InvalidInputError, match=r"has the columns \['caption'\], but no uid\. Name the columns"):
         run(tmp_path / "rows.csv", columns=Columns(id="uid", text="caption"))
     with pytest.raises(InvalidInputError, match="Give id, text, image and instruction a name each"):

@@ -110,9 +110,9 @@ class EmbeddingClient:
                 raise InvalidInputError(f"{name} is {value!r}. Pass seconds above 0, up to {MAX_TIMEOUT_S} (a day).")
         if not isinstance(concurrency, int) or concurrency < 1:
             raise InvalidInputError(f"concurrency is {concurrency!r}. Pass a whole number, 1 or more.")
-        self._url = url if isinstance(url, str) else " or ".join(url)
+        transports = {str(url): transport} if transport else open_transports(url, tls=tls, headers=headers)
+        self._url = " or ".join(transports)
         self._total_timeout_s = total_timeout_s
-        transports = {self._url: transport} if transport else open_transports(url, tls=tls, headers=headers)
         self._transport = RetryTransport(FailoverTransport(transports), retry, timeout_s)
         self._concurrency = concurrency
         self._info: ServerInfo | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
@@ -37,7 +37,7 @@ def open_transports(
     urls: str | Sequence[str], *, tls: TLS | None, headers: Mapping[str, str] | None
 ) -> dict[str, Transport]:
     """Return the transport of each URL; errors as of `open_transport`."""
-    urls = [urls] if isinstance(urls, str) else list(urls)
+    urls = list(urls) if isinstance(urls, Iterable) and not isinstance(urls, str | bytes) else [urls]
     if not urls:
         raise InvalidInputError("url is an empty sequence. Pass the URL of at least one server.")
     return {url: open_transport(url, tls=tls, headers=headers) for url in urls}
@@ -45,6 +45,8 @@ def open_transports(
 
 def _split_url(url: str) -> SplitResult:
     rule = "Pass one like grpc://127.0.0.1:8001, http://127.0.0.1:8000, or grpcs:// and https:// for TLS."
+    if not isinstance(url, str):
+        raise InvalidInputError(f"url is {url!r}, which is no str. {rule}")
     try:
         address = urlsplit(url)
         has_port = address.port is not None

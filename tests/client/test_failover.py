@@ -292,6 +292,9 @@ def test_no_url() -> None:
         EmbeddingClient([])
     with pytest.raises(InvalidInputError, match="url is 'ftp://a:1'"):
         EmbeddingClient(["http://a:1", "ftp://a:1"])
+    for wrong in (None, b"http://a:1", ["http://a:1", None]):
+        with pytest.raises(InvalidInputError, match=r"url is .*, which is no str\. Pass one like"):
+            EmbeddingClient(wrong)  # type: ignore[arg-type]
 
 
 # --- on real sockets ---

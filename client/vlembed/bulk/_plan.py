@@ -47,7 +47,7 @@ class Input:
     Raises
     ------
     InvalidInputError
-        Nothing there, a file of another kind, or a folder of images and tables.
+        Nothing there, one inside another, a file of another kind, or a folder of images and tables.
     """
 
     paths: Sequence[Path]
@@ -59,6 +59,8 @@ class Input:
         if not self.paths or len(set(self.paths)) < len(self.paths):
             raise InvalidInputError(f"input is {[str(path) for path in self.paths]}. Pass files or folders, each once.")
         for path in self.paths:
+            if outer := next((folder for folder in self.paths if folder in path.parents), None):
+                raise InvalidInputError(f"input {str(path)!r} is inside the input {str(outer)!r}. Pass one of the two.")
             if not path.exists():
                 raise InvalidInputError(f"input {str(path)!r} does not exist. Pass files or folders.")
             if not path.is_dir() and path.suffix.lower() not in FORMATS:

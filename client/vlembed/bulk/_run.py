@@ -178,6 +178,7 @@ def _ask_model(
         info = client.info()
         dimensions = client.embed([], **options).array.shape[1]  # refuses wrong options
     options["dimensions"] = dimensions
+    options["max_pixels"] = options["max_pixels"] and int(options["max_pixels"])  # numpy's are no JSON
     settings = Settings(
         fingerprint=info.fingerprint, dtype=dtype, columns=asdict(columns), shard_size=shard_size, **options
     )

@@ -171,6 +171,12 @@ def test_ids_that_no_index_takes(run: Run, tmp_path: Path, output: Path, value: 
     assert [row["code"] for row in read_folder(output / "errors")] == ["ID_WRONG"]
 
 
+def test_options_may_be_of_numpy(run: Run, texts: Path) -> None:
+    options = {"dimensions": 4, "max_pixels": 8192}
+    report = run(texts, **{name: np.int32(value) for name, value in options.items()})
+    assert report == run(texts, **options)
+
+
 def test_rows_that_all_fail_unsent_are_not_gathered(
     run: Run, tmp_path: Path, output: Path, memory: MemoryTransport
 ) -> None:
@@ -360,6 +366,7 @@ def test_wrong_inputs(run: Run, tmp_path: Path, texts: Path) -> None:
         (tmp_path / "gone", "gone' does not exist"),
         ([], r"input is \[\]"),
         ([texts, texts], "each once"),
+        ([tmp_path / "mixed", tmp_path / "mixed/a.png"], "a.png' is inside the input .*mixed'. Pass one of the two"),
         (tmp_path / "rows.xlsx", r"rows.xlsx' is none of \.jsonl, \.ndjson"),
         (tmp_path / "empty", "the input has no rows"),
         (tmp_path / "mixed", "has images and tables .*Pass those that are meant"),

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from ._exceptions import InvalidInputError
+from ._files import place
 from ._store import IndexInfo
 
 Take: TypeAlias = Callable[[bytes], object]
@@ -161,14 +162,7 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
     try:
         with temporary.open("xb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        place(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from .._exceptions import InvalidInputError, OutputError
-from ._shards import TEMPORARY, FileRecord, check_file, place, temporary_file
+from .._files import place
+from ._shards import TEMPORARY, FileRecord, check_file, temporary_file
 
 MANIFEST, INPUT, LOCK = "manifest.jsonl", "input.jsonl", ".lock"
 FOLDERS = ("shards", "errors")

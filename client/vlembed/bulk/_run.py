@@ -12,12 +12,13 @@ from typing import Any, Literal, TypeAlias, get_args
 from .._client import EmbeddingClient
 from .._exceptions import InvalidInputError
 from .._extras import require
+from .._files import place
 from ._manifest import FOLDERS, INPUT, LOCK, MANIFEST, Manifest, Settings, create_manifest, locked, read_manifest
 from ._plan import Input, Shard, read_plan, write_plan
 from ._ray import run_on_ray
 from ._report import Report, report_of
 from ._rows import Columns
-from ._shards import TEMPORARY, place, temporary_file
+from ._shards import TEMPORARY, temporary_file
 from ._worker import Task, Worker
 
 SHARD_SIZE = 5_000

@@ -19,6 +19,7 @@ import numpy as np
 
 from .._exceptions import OutputError
 from .._extras import require
+from .._files import place
 from ._rows import Failure, Row
 
 if TYPE_CHECKING:
@@ -58,18 +59,6 @@ def temporary_file(folder: Path) -> Iterator[Path]:
         ) from error
     finally:
         path.unlink(missing_ok=True)
-
-
-def place(temporary: Path, path: Path) -> None:
-    """Give a temporary file its name, once its bytes are on the disk."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)  # and so is the name
-    finally:
-        os.close(descriptor)
 
 
 def sha256_of(path: Path) -> str:

@@ -16,13 +16,13 @@ import numpy.typing as npt
 
 from ._extras import require
 from ._rows import Mask, Positions
-from ._store import Vectors
+from ._store import HNSW_OPTIONS, Vectors
 
 Hits: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]  # scores and positions, (q, k)
 
 KINDS: dict[str, dict[str, int]] = {  # with their options
     "flat": {},
-    "hnsw": {"m": 32, "ef_construction": 200, "ef_search": 128},
+    "hnsw": HNSW_OPTIONS,
     "ivfpq": {"train_size": 10_000, "nprobe": 32, "code_bytes": 0},  # code_bytes is set by the dimensions
     "int8": {"train_size": 1_000, "oversampling": 4},
     "binary": {"oversampling": 16},

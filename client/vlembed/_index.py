@@ -152,14 +152,8 @@ class Index:
             new = new_info(kind or "hnsw", client, dimensions, fingerprint, asked, options)
         store = MilvusStore.connect(str(uri), collection, new, token=token, timeout_s=timeout_s)
         given = dict(kind=kind, dimensions=dimensions, fingerprint=fingerprint, instruction=instruction, **options)
-        has = {**vars(store.info), **store.info.options}
         try:
-            for name, value in given.items():
-                if value is not None and value != has.get(name):
-                    raise InvalidInputError(
-                        f"{name} is {value!r}, but the collection {collection!r} has {has.get(name)!r}. "
-                        "Leave it out, or choose another collection."
-                    )
+            store.info.check(given, f"the collection {collection!r}", "choose another collection")
             return cls(store, client)
         except BaseException:
             store.close()

@@ -29,11 +29,11 @@ from ._exceptions import (
 )
 from ._extras import require
 from ._filters import Condition, decode_metadata, encode_metadata, type_of
-from ._store import Found, IndexInfo, Vectors, choose
+from ._store import HNSW_OPTIONS, Found, IndexInfo, Vectors, choose
 
 KINDS: dict[str, dict[str, int]] = {  # with their options
     "flat": {},
-    "hnsw": {"m": 32, "ef_construction": 200, "ef_search": 128},
+    "hnsw": HNSW_OPTIONS,
 }
 PROPERTY = "vlembed.index"  # of the collection: IndexInfo
 NOTHING = 'id == ""'  # no id is empty

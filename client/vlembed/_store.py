@@ -19,6 +19,8 @@ from ._filters import Condition, decode_metadata
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 
+HNSW_OPTIONS = {"m": 32, "ef_construction": 200, "ef_search": 128}  # of every store's graph
+
 
 @dataclass(frozen=True)
 class IndexInfo:
@@ -30,6 +32,28 @@ class IndexInfo:
     kind: str
     options: Mapping[str, int] = field(default_factory=dict)  # of the kind
     normalisation: str = "l2"  # of every vector, so that a score is the cosine
+
+    def check(self, given: Mapping[str, Any], name: str, other: str) -> None:
+        """Refuse fields and options that are given, and not None, with other values than these.
+
+        Parameters
+        ----------
+        given
+            Values by field or option.
+        name, other
+            What this is of, and what else to choose, for the message.
+
+        Raises
+        ------
+        InvalidInputError
+            Naming the first one.
+        """
+        has = {**vars(self), **self.options}
+        for field_name, value in given.items():
+            if value is not None and value != has.get(field_name):
+                raise InvalidInputError(
+                    f"{field_name} is {value!r}, but {name} has {has.get(field_name)!r}. Leave it out, or {other}."
+                )
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)

@@ -65,12 +65,7 @@ class Place:
         if not Path(self.name).exists():
             return self.create(**options)
         index = self.open()
-        has = {**vars(index.info), **index.info.options}
-        for name, value in options.items():
-            if value != has.get(name):
-                raise InputError(
-                    f"{name} is {value!r}, but {self.name!r} has {has.get(name)!r}. Leave it out, or name a new file."
-                )
+        index.info.check(options, repr(self.name), "name a new file")
         return index
 
     def save(self, index: Index) -> None:

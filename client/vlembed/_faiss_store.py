@@ -21,6 +21,7 @@ from ._faiss_kinds import KINDS, Exhaustive, Hnsw, IvfPq, aligned, default_code_
 from ._filters import Condition
 from ._locks import ReadWriteLock
 from ._rows import Positions, Rows
+from ._similarity import blocks
 from ._store import Found, IndexInfo, Vectors, choose
 
 MIN_TRAIN_SIZE = 256  # an ivfpq code has 256 values
@@ -185,8 +186,8 @@ class FaissStore:
             return
         living = np.flatnonzero(self._rows.living())
         vectors = empty(self._info.kind, self._info.dimensions, self._info.options)
-        for start in range(0, len(living), BLOCK_ROWS):
-            vectors.add(graph.vectors[living[start : start + BLOCK_ROWS]])
+        for rows in blocks(len(living), BLOCK_ROWS):
+            vectors.add(graph.vectors[living[rows]])
         self._vectors, self._rows = vectors, self._rows.without_dead()
 
     def _own(self) -> None:

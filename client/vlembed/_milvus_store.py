@@ -29,6 +29,7 @@ from ._exceptions import (
 )
 from ._extras import require
 from ._filters import Condition, decode_metadata, encode_metadata, type_of
+from ._similarity import blocks
 from ._store import HNSW_OPTIONS, Found, IndexInfo, Vectors, choose
 
 KINDS: dict[str, dict[str, int]] = {  # with their options
@@ -106,10 +107,10 @@ class MilvusStore:
         with _told():
             return {
                 row["id"]
-                for start in range(0, len(ids), MAX_IDS)
+                for some in blocks(len(ids), MAX_IDS)
                 for row in self._milvus.query(
                     self._collection,
-                    filter=_among(ids[start : start + MAX_IDS]),
+                    filter=_among(ids[some]),
                     output_fields=["id"],
                     timeout=self._timeout_s,
                 )
@@ -124,9 +125,8 @@ class MilvusStore:
     def delete(self, ids: Iterable[str]) -> int:
         held = sorted(self.held(list(ids)))
         with _told():
-            for start in range(0, len(held), MAX_IDS):
-                among = _among(held[start : start + MAX_IDS])
-                self._milvus.delete(self._collection, filter=among, timeout=self._timeout_s)
+            for some in blocks(len(held), MAX_IDS):
+                self._milvus.delete(self._collection, filter=_among(held[some]), timeout=self._timeout_s)
         return len(held)
 
     def search(self, vectors: Vectors, k: int, conditions: Sequence[Condition]) -> list[Found]:
@@ -136,7 +136,7 @@ class MilvusStore:
         with _told():
             return [
                 _found(hits)
-                for rows in _blocks(vectors)
+                for rows in _requests(vectors)
                 for hits in self._milvus.search(
                     self._collection,
                     data=vectors[rows],
@@ -168,7 +168,7 @@ class MilvusStore:
     def _write(self, send: Any, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
         rows = [_row(*fields) for fields in zip(ids, vectors, metadata, strict=True)]
         with _told():
-            for block in _blocks(vectors):
+            for block in _requests(vectors):
                 send(self._collection, rows[block], timeout=self._timeout_s)
 
 
@@ -251,9 +251,9 @@ def _found(hits: Any) -> Found:
     )
 
 
-def _blocks(vectors: Vectors) -> list[slice]:
+def _requests(vectors: Vectors) -> Iterator[slice]:
     step = max(1, MAX_REQUEST_BYTES // (4 * vectors.shape[1]))
-    return [slice(start, start + step) for start in range(0, len(vectors), step)]
+    return blocks(len(vectors), step)
 
 
 def _literal(value: Any) -> str:

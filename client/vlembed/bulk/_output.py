@@ -104,15 +104,28 @@ def load_into(index: Index, output: str | Path) -> int:
     VlembedError
         Of another kind, if Milvus cannot be reached or fails.
     """
+    verify_ids(output)
+    return fill(index, output)
+
+
+def verify_ids(output: str | Path) -> Report:
+    """Verify an output, and that every id has one vector; raises as `load_into` does of an output."""
     report = verify(output)
     if report.duplicate_ids:
         raise InvalidInputError(
             f"output {str(output)!r} has several vectors for an id ({report.duplicate_ids}); an index would keep one. "
             "Give every row of the input an id of its own."
         )
+    return report
+
+
+def fill(index: Index, output: str | Path) -> int:
+    """Put the rows of a verified output into an index, and return how many there are."""
+    num_rows = 0
     for block in read_blocks(output):
         index.upsert(block.embeddings, ids=block.ids, metadata=block.metadata)
-    return report.num_embedded
+        num_rows += len(block.ids)
+    return num_rows
 
 
 def _finished(output: Path) -> Manifest:

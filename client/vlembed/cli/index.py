@@ -14,9 +14,9 @@ from .._client import DEFAULT_QUERY_INSTRUCTION, EmbeddingClient
 from .._faiss_kinds import KINDS
 from .._index import Index
 from .._items import DATA_URI
-from ..bulk import load_into, verify
+from ..bulk._output import fill, verify_ids
 from ._inputs import Command, Entry, takes_items
-from ._options import ITEM_OPTIONS, takes_client, takes_embed_options
+from ._options import EMBED_OPTIONS, ITEM_OPTIONS, takes_client, takes_embed_options
 from ._outputs import Output, takes_output, to_json, to_pairs
 from ._places import Place, takes_place
 from ._root import INCOMPLETE, SUBCOMMAND
@@ -81,7 +81,7 @@ def _split_option(option: str) -> tuple[str, int]:
 @takes_place
 @takes_items
 @takes_design
-@click.option("--dimensions", type=int, metavar="D", help="A smaller (Matryoshka) size of the vectors.")
+@EMBED_OPTIONS["dimensions"]
 @takes_embed_options(*ITEM_OPTIONS)
 @takes_keep_going
 @takes_client()
@@ -162,10 +162,9 @@ def load_from_bulk(place: Place, output: Path, design: Mapping[str, Any]) -> Non
 
     The index is made if it is not there. Rows whose ids are there are replaced.
     """
-    report = verify(output)
+    report = verify_ids(output)
     with place.open_or_create(dimensions=report.dimensions, fingerprint=report.fingerprint, **design) as filled:
-        num_rows = load_into(filled, output)
-        _save(filled, place, num_rows)
+        _save(filled, place, fill(filled, output))
 
 
 @index.command()

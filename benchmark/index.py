@@ -74,10 +74,8 @@ def memory_bytes() -> int:
 
 def build(kind: str, num_rows: int, dimensions: int, blocks: Iterator[Vectors]) -> tuple[Index, float]:
     """Return an index of all blocks, and the seconds that adding them took."""
-    index = Index.create(kind, dimensions=dimensions, fingerprint=FINGERPRINT)
-    if kind == "ivfpq":
-        train_size = max(10_000, int(TRAIN_SHARE * num_rows))
-        index = Index.create(kind, dimensions=dimensions, fingerprint=FINGERPRINT, train_size=train_size)
+    options: dict[str, Any] = {"train_size": max(10_000, int(TRAIN_SHARE * num_rows))} if kind == "ivfpq" else {}
+    index = Index.create(kind, dimensions=dimensions, fingerprint=FINGERPRINT, **options)
     start, seconds = 0, 0.0
     for block in blocks:
         ids = list(map(str, range(start, start + len(block))))

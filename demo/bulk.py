@@ -17,10 +17,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from demo.build import texts_of
+from demo.build import texts_of, write
 from demo.measure import MAX_PIXELS
 
 NUM_TEXTS = 100_000
@@ -43,8 +44,9 @@ def distinct_texts(train: Path) -> Iterator[str]:
 
 def write_texts(train: Path, path: Path) -> int:
     """Write texts as items, and return how many there are."""
-    rows = [{"id": f"text-{number}", "text": text} for number, text in enumerate(distinct_texts(train))][:NUM_TEXTS]
-    path.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
+    texts = islice(distinct_texts(train), NUM_TEXTS)
+    rows = [{"id": f"text-{number}", "text": text} for number, text in enumerate(texts)]
+    write(path, rows)
     return len(rows)
 
 

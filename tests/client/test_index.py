@@ -22,7 +22,8 @@ from tests.client.indexes import (
     ids_of,
     vectors,
 )
-from vlembed import EmbeddingClient, Embeddings, Index, InvalidInputError, Item, MissingExtraError, _index
+from tests.client.test_similarity import embeddings
+from vlembed import EmbeddingClient, Index, InvalidInputError, Item, MissingExtraError, _index
 from vlembed._filters import OPERATORS
 
 ALL = (*FAISS, *MILVUS)
@@ -50,11 +51,6 @@ HARD = [
 ]
 VALUES = [*HARD[:5], "", "a", "b", 0, 1, 2, -1, 1.0, 1.5, -0.25, 2**53 + 1, True, False, None, [1], {"a": 1}]
 FIELDS = ["a", "year", "language", *HARD[:9], ""]
-
-
-def embeddings(array: np.ndarray, fingerprint: str = FINGERPRINT) -> Embeddings:
-    tokens = np.ones(len(array), np.int32)
-    return Embeddings(array, tokens, tokens, fingerprint)
 
 
 def numbered(num_rows: int, start: int = 0) -> list[str]:

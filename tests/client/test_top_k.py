@@ -9,7 +9,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from vlembed import Embeddings, InvalidInputError, _similarity, similarity, top_k
+from tests.client.test_similarity import embeddings
+from vlembed import InvalidInputError, _similarity, similarity, top_k
 from vlembed._similarity import Metric
 
 TOLERANCE = 1e-5  # float32 sums of 16 products
@@ -17,11 +18,6 @@ MIB = 1 << 20
 GENERATOR = np.random.default_rng(0)
 QUERIES = GENERATOR.standard_normal((9, 16)).astype(np.float32)
 GALLERY = GENERATOR.standard_normal((200, 16)).astype(np.float32)
-
-
-def embeddings(array: np.ndarray, fingerprint: str) -> Embeddings:
-    tokens = np.ones(len(array), np.int32)
-    return Embeddings(array, tokens, tokens, fingerprint)
 
 
 @pytest.mark.parametrize("metric", get_args(Metric))

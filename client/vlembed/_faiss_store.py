@@ -17,12 +17,12 @@ import numpy as np
 
 from . import _index_file
 from ._exceptions import InvalidInputError
-from ._faiss_kinds import KINDS, Exhaustive, Hnsw, IvfPq, aligned, default_code_bytes, empty, faiss, train, wrap
-from ._filters import Condition
+from ._faiss_kinds import KINDS, Exhaustive, Hnsw, IvfPq, default_code_bytes, empty, faiss, train, wrap
+from ._filters import Condition, decode_metadata
 from ._locks import ReadWriteLock
 from ._rows import Positions, Rows
 from ._similarity import blocks
-from ._store import Found, IndexInfo, Vectors, choose
+from ._store import IndexInfo, Match, Matches, Vectors, choose
 
 MIN_TRAIN_SIZE = 256  # an ivfpq code has 256 values
 BLOCK_ROWS = 8192
@@ -146,18 +146,22 @@ class FaissStore:
                 self._rows.remove(positions, movers)
             return len(positions)
 
-    def search(self, vectors: Vectors, k: int, conditions: Sequence[Condition]) -> list[Found]:
+    def search(self, vectors: Vectors, k: int, conditions: Sequence[Condition]) -> Matches:
         with self._lock.reading():
             mask = self._rows.mask(conditions) if conditions or self._rows.num_dead else None
             k = min(k, len(self._rows) if mask is None else int(mask.sum()))
             if k == 0:
-                return [Found([], [], []) for _ in vectors]
-            scores, positions = self._vectors.search(aligned(vectors), k, mask)
-            ids, metadata = self._rows.ids, self._rows.metadata
+                return Matches(range(len(vectors)), lambda _: [])
+            scores, positions = self._vectors.search(vectors, k, mask)
+            rows = self._rows.snapshot()
+
+        def read(query: int) -> list[Match]:
             return [
-                Found([ids[row] for row in rows], of_query, [metadata[row] for row in rows])
-                for rows, of_query in zip(positions.tolist(), scores.tolist(), strict=True)
+                Match(rows.ids[position], score, decode_metadata(rows.metadata[position]))
+                for position, score in zip(positions[query].tolist(), scores[query].tolist(), strict=True)
             ]
+
+        return Matches(range(len(vectors)), read)
 
     def save(self, path: Path) -> None:
         with self._lock.reading():

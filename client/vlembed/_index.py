@@ -313,7 +313,7 @@ class Index:
             batch = client.embed_query(batch, info.instruction, dimensions=info.dimensions, **options)
         vectors = self._checked_vectors("queries", batch, fingerprint)
         vectors = unit(vectors, row_norms("queries", vectors, refuse_zero=True)).astype(np.float32, copy=False)
-        return Matches(self._store.search(vectors, int(k), conditions))
+        return self._store.search(vectors, int(k), conditions)
 
     def _change(
         self,

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +31,7 @@ from ._exceptions import (
 from ._extras import require
 from ._filters import Condition, decode_metadata, encode_metadata, type_of
 from ._similarity import blocks
-from ._store import HNSW_OPTIONS, Found, IndexInfo, Vectors, choose
+from ._store import HNSW_OPTIONS, IndexInfo, Match, Matches, Vectors, choose
 
 KINDS: dict[str, dict[str, int]] = {  # with their options
     "flat": {},
@@ -129,13 +130,13 @@ class MilvusStore:
                 self._milvus.delete(self._collection, filter=_among(held[some]), timeout=self._timeout_s)
         return len(held)
 
-    def search(self, vectors: Vectors, k: int, conditions: Sequence[Condition]) -> list[Found]:
+    def search(self, vectors: Vectors, k: int, conditions: Sequence[Condition]) -> Matches:
         if k > MAX_K:
             raise InvalidInputError(f"k is {k}; Milvus returns {MAX_K} rows at most. Pass a smaller one.")
         effort = {"ef": max(self._info.options["ef_search"], k)} if self._info.kind == "hnsw" else {}
         with _told():
-            return [
-                _found(hits)
+            found = [
+                hits
                 for rows in _requests(vectors)
                 for hits in self._milvus.search(
                     self._collection,
@@ -147,6 +148,7 @@ class MilvusStore:
                     timeout=self._timeout_s,
                 )
             ]
+        return Matches(range(len(found)), lambda query: list(map(_match, found[query])))
 
     def save(self, path: Path) -> None:
         raise InvalidInputError(
@@ -244,11 +246,9 @@ def _row(own: str, vector: Vectors, metadata: str) -> dict[str, Any]:
     return {"id": own, "vector": vector, "metadata": typed}
 
 
-def _found(hits: Any) -> Found:
-    metadata = [{key.rpartition(":")[0]: value for key, value in hit["entity"]["metadata"].items()} for hit in hits]
-    return Found(
-        [hit["id"] for hit in hits], [hit["distance"] for hit in hits], [encode_metadata(own) for own in metadata]
-    )
+def _match(hit: Mapping[str, Any]) -> Match:
+    typed = deepcopy(hit["entity"]["metadata"])
+    return Match(hit["id"], hit["distance"], {key.rpartition(":")[0]: value for key, value in typed.items()})
 
 
 def _requests(vectors: Vectors) -> Iterator[slice]:

@@ -6,8 +6,10 @@ A row that was removed where positions have to stay is dead: it has no id.
 from __future__ import annotations
 
 import threading
+import weakref
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import compress
 from typing import Any
 
@@ -20,6 +22,14 @@ Mask = npt.NDArray[np.bool_]
 Positions = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """The rows by position as they were when it was taken, perhaps with others behind them."""
+
+    ids: list[str | None]
+    metadata: list[str]
+
+
 class Rows:
     """Rows by position; several threads may read, one alone may write."""
 
@@ -29,7 +39,8 @@ class Rows:
         self.position: dict[str, int] = {}
         self._is_alive = bytearray()
         self._columns: dict[str, _Column] = {}
-        self._lock = threading.Lock()  # of the columns, which readers fill
+        self._snapshot: Callable[[], Snapshot | None] = _no_snapshot
+        self._lock = threading.Lock()  # of the columns and the snapshot, which readers make
         self.append(ids, metadata)
 
     def __len__(self) -> int:
@@ -50,13 +61,23 @@ class Rows:
         self.position.update((own, start + index) for index, own in enumerate(ids) if own is not None)
         self._is_alive.extend(own is not None for own in ids)
 
+    def snapshot(self) -> Snapshot:
+        """Return the rows, which whoever has them may read whatever happens to these ones."""
+        with self._lock:
+            snapshot = self._snapshot()
+            if snapshot is None:
+                snapshot = Snapshot(self.ids, self.metadata)
+                self._snapshot = weakref.ref(snapshot)
+            return snapshot
+
     def replace(self, positions: Positions, metadata: Sequence[str]) -> None:
+        self._before_change()
         for position, text in zip(positions.tolist(), metadata, strict=True):
             self.metadata[position] = text
-        self._columns.clear()
 
     def remove(self, positions: Positions, movers: Positions) -> None:
         """Remove rows and close the gaps: the movers, from the end, fill those before them in order."""
+        self._before_change()
         length = len(self.ids) - len(positions)
         for position in positions.tolist():
             del self.position[self.ids[position]]
@@ -64,14 +85,13 @@ class Rows:
             self.ids[hole], self.metadata[hole] = self.ids[mover], self.metadata[mover]
             self.position[self.ids[hole]] = hole
         del self.ids[length:], self.metadata[length:], self._is_alive[length:]
-        self._columns.clear()
 
     def kill(self, positions: Positions) -> None:
         """Remove rows and leave their positions empty."""
+        self._before_change()
         for position in positions.tolist():
             del self.position[self.ids[position]]
             self.ids[position], self.metadata[position], self._is_alive[position] = None, "", False
-        self._columns.clear()
 
     def without_dead(self) -> Rows:
         alive = self.living()
@@ -90,6 +110,17 @@ class Rows:
                 column.extend(self.metadata)
                 masks.append(column.mask(condition))
         return np.logical_and.reduce(masks) if masks else None
+
+    def _before_change(self) -> None:
+        """Leave the lists to a snapshot that somebody has, and forget what was read from the metadata."""
+        if self._snapshot() is not None:
+            self.ids, self.metadata = list(self.ids), list(self.metadata)
+            self._snapshot = _no_snapshot
+        self._columns.clear()
+
+
+def _no_snapshot() -> None:
+    return None
 
 
 class _Column:

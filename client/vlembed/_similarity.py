@@ -18,6 +18,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 NORM_ORDER = {"euclidean": 2, "manhattan": 1}
 BLOCK_ELEMENTS = 1 << 22  # of a temporary array: 16 MiB in float32
+SAFE_SQUARES = (1e-20, 1e20)  # of a float32 vector, whose norm is then as good as that by float64
 
 
 def similarity(
@@ -183,13 +184,17 @@ def _vectors(name: str, value: Embeddings | npt.ArrayLike) -> Array:
 
 
 def row_norms(name: str, vectors: Array, *, refuse_zero: bool) -> npt.NDArray[np.float64]:
-    """Return the norms of rows (n, d), in float64 so that the square of no float32 overflows or vanishes.
+    """Return the norms of rows (n, d).
 
     Raises
     ------
     InvalidInputError
         Naming rows that are not finite, or zero if those are refused.
     """
+    if vectors.dtype == np.float32:  # several times faster, where nothing overflows or vanishes
+        squares = np.einsum("nd,nd->n", vectors, vectors)
+        if ((squares > SAFE_SQUARES[0]) & (squares < SAFE_SQUARES[1])).all():
+            return np.asarray(np.sqrt(squares, dtype=np.float64))
     norms: npt.NDArray[np.float64] = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
     if not (norms < np.inf).all():
         bad = np.flatnonzero(~np.isfinite(norms)).tolist()

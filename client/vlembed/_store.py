@@ -6,7 +6,7 @@ Letters: n rows, q queries, d dimensions.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias, overload
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._exceptions import InvalidInputError
-from ._filters import Condition, decode_metadata
+from ._filters import Condition
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 
@@ -72,22 +72,14 @@ class Match(NamedTuple):
     metadata: dict[str, Any]
 
 
-class Found(NamedTuple):
-    """The rows of one query, best first."""
-
-    ids: list[str]
-    scores: list[float]
-    metadata: list[str]  # as `encode_metadata` wrote it
-
-
 class Matches(Sequence[list[Match]]):
-    """The matches of q queries, a list of each; they are made when they are read."""
+    """The matches of q queries, a list of each, best first; they are made when they are read."""
 
-    def __init__(self, found: Sequence[Found]) -> None:
-        self._found = found
+    def __init__(self, queries: range, read: Callable[[int], list[Match]]) -> None:
+        self._queries, self._read = queries, read
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._queries)
 
     @overload
     def __getitem__(self, index: int) -> list[Match]: ...
@@ -95,9 +87,8 @@ class Matches(Sequence[list[Match]]):
     def __getitem__(self, index: slice) -> Matches: ...
     def __getitem__(self, index: int | slice) -> list[Match] | Matches:
         if isinstance(index, slice):
-            return Matches(self._found[index])
-        rows = zip(*self._found[index], strict=True)
-        return [Match(own, score, decode_metadata(metadata)) for own, score, metadata in rows]
+            return Matches(self._queries[index], self._read)
+        return self._read(self._queries[index])
 
     def __repr__(self) -> str:
         return f"<Matches of {len(self)} queries>"
@@ -133,8 +124,8 @@ class Store(Protocol):
     def delete(self, ids: Iterable[str]) -> int:
         """Remove the rows of ids that are here, and return how many those were."""
 
-    def search(self, vectors: Vectors, k: int, conditions: Sequence[Condition]) -> list[Found]:
-        """Return the k best rows of each query, fewer only if fewer meet the conditions.
+    def search(self, vectors: Vectors, k: int, conditions: Sequence[Condition]) -> Matches:
+        """Return the k best rows of each query as they are now, fewer only if fewer meet the conditions.
 
         Parameters
         ----------

@@ -112,6 +112,22 @@ def test_any_sequence_of_changes(kind: str, seed: int, make_index: MakeIndex) ->
     assert len(index) == 0 and index.search(queries[0]) == []
 
 
+@every_kind
+def test_matches_are_those_of_the_time_of_the_search(kind: str, make_index: MakeIndex) -> None:
+    index, _ = filled(make_index, kind)
+    queries = vectors(20, seed=2)
+    theirs = list(index.search_batch(queries, 5))
+    early = index.search_batch(queries, 5)
+    index.upsert(vectors(100, seed=4), ids=numbered(100), metadata=[{"new": 1}] * 100, fingerprint=FINGERPRINT)
+    between = index.search_batch(queries, 5)
+    theirs_between = list(between)
+    index.delete(numbered(250, start=50))
+    index.add(vectors(300, seed=5), ids=numbered(300, start=1000), fingerprint=FINGERPRINT)
+    assert list(early) == theirs != theirs_between
+    assert list(between) == theirs_between
+    assert early[-2:][0] == theirs[-2]
+
+
 def is_met(value: Any, relation: str, asked: Any) -> bool:
     """Say what a filter means, in other words than `_filters` does."""
     if relation == "in":

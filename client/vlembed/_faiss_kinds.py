@@ -1,8 +1,9 @@
 """The kinds of FAISS index: how each holds float32 vectors (n, d) by position, searches, replaces and removes them.
 
 Each has `index`, FAISS's own; `add`; `search`, which returns k rows of a mask to each query, of at least as many; and
-if FAISS can, `replace` and `remove`, which moves vectors from the end into the gaps and cuts the end off. Knows no ids
-and no metadata, and no locks. FAISS computes everything; cosine is the inner product of unit vectors.
+if FAISS can, `replace`, `cut`, which leaves the first rows alone, and `remove`, which moves vectors from the end into
+the gaps and cuts the end off. Knows no ids and no metadata, and no locks. FAISS computes everything; cosine is the
+inner product of unit vectors.
 """
 
 from __future__ import annotations
@@ -73,8 +74,12 @@ class Exhaustive:
         for part in self._parts:
             codes = _codes(part)
             codes[positions[: len(movers)]] = codes[movers]
-            part.remove_ids(faiss().IDSelectorRange(part.ntotal - len(positions), part.ntotal))
-        self.index.ntotal = self._flat.ntotal
+        self.cut(self._flat.ntotal - len(positions))
+
+    def cut(self, num_rows: int) -> None:
+        for part in self._parts:
+            part.remove_ids(faiss().IDSelectorRange(num_rows, part.ntotal))
+        self.index.ntotal = num_rows
 
     def search(self, queries: Vectors, k: int, mask: Mask | None) -> Hits:
         is_exact = self._coarse is None
@@ -130,6 +135,9 @@ class IvfPq:
     def replace(self, positions: Positions, vectors: Vectors) -> None:
         self.index.remove_ids(positions)
         self.index.add_with_ids(vectors, positions)
+
+    def cut(self, num_rows: int) -> None:
+        self.index.remove_ids(faiss().IDSelectorRange(num_rows, np.iinfo(np.int64).max))
 
     def remove(self, positions: Positions, movers: Positions) -> None:
         num_rows = self.index.ntotal

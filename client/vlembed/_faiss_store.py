@@ -1,6 +1,7 @@
 """The store of an index in this process: FAISS for the vectors, `Rows` for the rest, and one file.
 
-Searches run side by side; a change waits for them, and they for it.
+Searches run side by side; a change waits for them, and they for it. A change runs to its end whatever signal comes, and
+takes back the vectors that FAISS could not add, so that those and the rows stay in step.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +21,7 @@ from . import _index_file
 from ._exceptions import InvalidInputError
 from ._faiss_kinds import KINDS, Exhaustive, Hnsw, IvfPq, default_code_bytes, empty, faiss, train, wrap
 from ._filters import Condition, decode_metadata
-from ._locks import ReadWriteLock
+from ._locks import ReadWriteLock, T, to_the_end
 from ._rows import Positions, Rows
 from ._similarity import blocks
 from ._store import IndexInfo, Match, Matches, Vectors, choose
@@ -38,8 +40,6 @@ def complete(info: IndexInfo) -> IndexInfo:
         Naming what is wrong.
     """
     options = choose(info.kind, info.options, KINDS)
-    if info.kind == "hnsw" and options["m"] < 2:
-        raise InvalidInputError("m is 1; a graph needs 2 links of a vector or more.")
     if info.kind == "ivfpq":
         options["code_bytes"] = options["code_bytes"] or default_code_bytes(info.dimensions)
         if info.dimensions % options["code_bytes"]:
@@ -92,6 +92,11 @@ class FaissStore:
             else:
                 with file:
                     index = _read(file)
+            if (index.ntotal, index.d) != (len(content.ids), content.info.dimensions):
+                raise InvalidInputError(
+                    f"{str(path)!r} has {len(content.ids)} ids of {content.info.dimensions} dimensions, but "
+                    f"{index.ntotal} vectors of {index.d}: it was not written by vlembed. Build the index again."
+                )
             store._vectors = wrap(index, store._info.options)
         except RuntimeError as error:
             file.close()
@@ -114,37 +119,17 @@ class FaissStore:
         with self._lock.reading():
             return self._rows.position.keys() & ids
 
+    def check(self, ids: Sequence[str], metadata: Sequence[str]) -> None:
+        """Accept every row: memory alone limits them."""
+
     def add(self, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
-        with self._lock.writing():
-            self._append(ids, vectors, metadata)
+        self._change(partial(self._append, ids, vectors, metadata))
 
     def upsert(self, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
-        with self._lock.writing():
-            given = {own: index for index, own in enumerate(ids)}
-            here = self._rows.positions(ids)
-            if isinstance(self._vectors, Hnsw):
-                self._kill(self._vectors, here)
-                new = list(range(len(ids)))
-            else:
-                self._own()
-                old = [given[self._rows.ids[position]] for position in here.tolist()]
-                self._vectors.replace(here, vectors[old])
-                self._rows.replace(here, [metadata[index] for index in old])
-                new = sorted(set(range(len(ids))) - set(old))
-            self._append([ids[index] for index in new], vectors[new], [metadata[index] for index in new])
+        self._change(partial(self._upsert, ids, vectors, metadata))
 
     def delete(self, ids: Iterable[str]) -> int:
-        with self._lock.writing():
-            positions = self._rows.positions(ids)
-            if isinstance(self._vectors, Hnsw):
-                self._kill(self._vectors, positions)
-            elif len(positions):
-                self._own()
-                tail = np.arange(len(self._rows) - len(positions), len(self._rows))
-                movers = np.setdiff1d(tail, positions)
-                self._vectors.remove(positions, movers)
-                self._rows.remove(positions, movers)
-            return len(positions)
+        return self._change(partial(self._delete, ids))
 
     def search(self, vectors: Vectors, k: int, conditions: Sequence[Condition]) -> Matches:
         with self._lock.reading():
@@ -172,16 +157,62 @@ class FaissStore:
     def close(self) -> None:
         """Do nothing: no connection is open, and the file of mapped vectors closes with the last use of them."""
 
+    def _change(self, work: Callable[[], T]) -> T:
+        def alone() -> T:
+            with self._lock.writing():
+                return work()
+
+        return to_the_end(alone)
+
     def _append(self, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
         if not len(ids):
             return
         self._own()
-        self._vectors.add(vectors)
+        try:
+            self._vectors.add(vectors)
+        except BaseException:
+            self._take_back()
+            raise
         self._rows.append(ids, metadata)
         options = self._info.options
         is_enough = len(self._rows) >= options.get("train_size", math.inf)
         if is_enough and isinstance(self._vectors, Exhaustive) and self._vectors.is_exact:
             self._vectors = train(self._info.kind, self._vectors, options)
+
+    def _take_back(self) -> None:
+        """Remove the vectors that have no rows; of a graph, have dead rows for them."""
+        num_rows = len(self._rows.ids)
+        if isinstance(self._vectors, Hnsw):
+            num_missing = self._vectors.index.ntotal - num_rows
+            self._rows.append([None] * num_missing, [""] * num_missing)
+        else:
+            self._vectors.cut(num_rows)
+
+    def _upsert(self, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
+        here = self._rows.positions(ids)
+        if isinstance(self._vectors, Hnsw):
+            self._append(ids, vectors, metadata)
+            self._kill(self._vectors, here)
+            return
+        given = {own: index for index, own in enumerate(ids)}
+        self._own()
+        old = [given[self._rows.ids[position]] for position in here.tolist()]
+        self._vectors.replace(here, vectors[old])
+        self._rows.replace(here, [metadata[index] for index in old])
+        new = sorted(set(range(len(ids))) - set(old))
+        self._append([ids[index] for index in new], vectors[new], [metadata[index] for index in new])
+
+    def _delete(self, ids: Iterable[str]) -> int:
+        positions = self._rows.positions(ids)
+        if isinstance(self._vectors, Hnsw):
+            self._kill(self._vectors, positions)
+        elif len(positions):
+            self._own()
+            tail = np.arange(len(self._rows) - len(positions), len(self._rows))
+            movers = np.setdiff1d(tail, positions)
+            self._vectors.remove(positions, movers)
+            self._rows.remove(positions, movers)
+        return len(positions)
 
     def _kill(self, graph: Hnsw, positions: Positions) -> None:
         """Let positions of a graph go, and build it again once too many are gone."""
@@ -197,9 +228,9 @@ class FaissStore:
     def _own(self) -> None:
         """Read vectors into memory that are still in the file, before they are changed."""
         if self._mapped is not None:
-            with self._mapped as file:
-                file.seek(0)
-                self._vectors = wrap(_read(file), self._info.options)
+            self._mapped.seek(0)
+            self._vectors = wrap(_read(self._mapped), self._info.options)
+            self._mapped.close()
             self._mapped = None
 
 

@@ -10,6 +10,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -40,9 +41,18 @@ class Condition:
     operator: str
     values: tuple[Any, ...]
 
+    @cached_property
+    def _typed_values(self) -> frozenset[tuple[str, Any]]:
+        return frozenset((type_of(value), value) for value in self.values)
+
     def is_met(self, value: Any) -> bool:
         """Tell whether a value of JSON meets it: never one of another type than the condition's, `!=` included."""
-        compare, of_type = OPERATORS[self.operator], type_of(value)
+        of_type = type_of(value)
+        if of_type == "other":
+            return False
+        if self.operator == "==":
+            return (of_type, value) in self._typed_values
+        compare = OPERATORS[self.operator]
         return any(of_type == type_of(own) and compare(value, own) for own in self.values)
 
 

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ._client import DEFAULT_QUERY_INSTRUCTION, EmbeddingClient, ItemOptions
-from ._exceptions import InvalidInputError
+from ._exceptions import InvalidInputError, ServerError, VlembedError
 from ._faiss_store import FaissStore
 from ._filters import Where, parse_where
-from ._index_input import Batch, Items, as_batch, check_ids, check_rows, listed, new_info
+from ._index_input import Batch, Items, as_batch, check_ids, check_options, check_rows, listed, new_info
 from ._items import ItemLike
 from ._milvus_store import MilvusStore
 from ._result import Embeddings
@@ -43,7 +43,7 @@ class Index:
         self._store, self._client = store, client
         self._changing = threading.Lock()
         if client is not None:
-            self._check_fingerprint("the client's server embeds", client.info().fingerprint)
+            self.info.check_model("the client's server embeds", client.info().fingerprint)
 
     @classmethod
     def create(
@@ -92,7 +92,8 @@ class Index:
         """Open a file that `save` wrote, and check every byte of it.
 
         The vectors of flat, int8 and binary indexes stay in the file, where a search reads those that it needs, until
-        the first change reads them all. Open no files of strangers: FAISS guards against damage, not malice.
+        the first change reads them all: replace the file by another one (`save`, mv) and never write into it (cp). Open
+        no files of strangers: FAISS guards against damage, not malice.
 
         Raises
         ------
@@ -148,7 +149,7 @@ class Index:
         """
         new = None
         if client is not None or (dimensions is not None and fingerprint is not None):
-            asked = instruction or DEFAULT_QUERY_INSTRUCTION
+            asked = DEFAULT_QUERY_INSTRUCTION if instruction is None else instruction
             new = new_info(kind or "hnsw", client, dimensions, fingerprint, asked, options)
         store = MilvusStore.connect(str(uri), collection, new, token=token, timeout_s=timeout_s)
         given = dict(kind=kind, dimensions=dimensions, fingerprint=fingerprint, instruction=instruction, **options)
@@ -182,6 +183,8 @@ class Index:
     def save(self, path: str | Path) -> None:
         """Write an index of this process to a file, which others see whole or, until then, as it was.
 
+        Searches go on meanwhile, changes wait. A process that is killed leaves a hidden file whose name ends in .tmp.
+
         Raises
         ------
         InvalidInputError
@@ -189,7 +192,8 @@ class Index:
         OSError
             The file cannot be written.
         """
-        self._store.save(Path(path))
+        with self._changing:
+            self._store.save(Path(path))
 
     def add(
         self,
@@ -200,13 +204,13 @@ class Index:
         fingerprint: str | None = None,
         **options: Unpack[ItemOptions],
     ) -> None:
-        """Add rows: all of them, or none if anything is wrong.
+        """Add rows: all of them, or none if anything is wrong; an error says so if Milvus could not take them back.
 
         Parameters
         ----------
         items
-            n items as for `EmbeddingClient.embed`, or their vectors: `Embeddings`, or an array of floats (n, d) of any
-            norm, which is normalised in blocks and not copied as a whole.
+            n items as for `EmbeddingClient.embed`, or their vectors: `Embeddings`, or an array of floats (n, d), which
+            is normalised in blocks and not copied as a whole.
         ids
             n, all new: non-empty str without control characters.
         metadata
@@ -236,8 +240,8 @@ class Index:
     ) -> None:
         """Replace the rows whose ids are there, metadata included, and add the others; otherwise as `add` does.
 
-        What is wrong with the arguments is found before anything is changed. If Milvus fails half-way, some rows are
-        replaced: do it again.
+        What is wrong with the arguments is found before anything is changed. If it is interrupted or fails half-way,
+        some rows are replaced: do it again.
         """
         self._change(items, ids, metadata, fingerprint, options, is_upsert=True)
 
@@ -308,11 +312,12 @@ class Index:
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise InvalidInputError(f"k is {k!r}. Pass a whole number, 1 or more.")
         conditions = parse_where(where)
+        check_options(batch, options)
         if not isinstance(batch, Embeddings | np.ndarray):
             client, info = self._client_for("a query that is no vector"), self.info
             batch = client.embed_query(batch, info.instruction, dimensions=info.dimensions, **options)
         vectors = self._checked_vectors("queries", batch, fingerprint)
-        vectors = unit(vectors, row_norms("queries", vectors, refuse_zero=True)).astype(np.float32, copy=False)
+        vectors = _unit32(vectors, row_norms("queries", vectors, refuse_zero=True))
         return self._store.search(vectors, int(k), conditions)
 
     def _change(
@@ -327,6 +332,8 @@ class Index:
     ) -> None:
         batch = as_batch(items)
         ids, texts = check_rows(batch, ids, metadata)
+        check_options(batch, options)
+        self._store.check(ids, texts)
         if not is_upsert:
             self._refuse_held(ids)  # before anything is embedded
         if isinstance(batch, np.ndarray) and fingerprint is None:
@@ -345,20 +352,28 @@ class Index:
             self._refuse_held(ids)
             try:
                 self._in_blocks(self._store.add, ids, vectors, norms, texts)
-            except BaseException:
-                self._store.delete(ids)
+            except BaseException as error:
+                self._take_back(ids, error)
                 raise
+
+    def _take_back(self, ids: Sequence[str], error: BaseException) -> None:
+        try:
+            self._store.delete(ids)
+        except VlembedError as left:
+            raise ServerError(
+                f"{error} What was added could not be taken back ({left}), so some rows may be there: upsert all again."
+            ) from error
 
     def _in_blocks(
         self,
         write: Callable[[Sequence[str], Vectors, Sequence[str]], None],
         ids: Sequence[str],
         vectors: npt.NDArray[Any],
-        norms: npt.NDArray[np.float64],
+        norms: npt.NDArray[Any],
         texts: Sequence[str],
     ) -> None:
         for rows in blocks(len(ids), BLOCK_ROWS):
-            write(ids[rows], unit(vectors[rows], norms[rows]).astype(np.float32, copy=False), texts[rows])
+            write(ids[rows], _unit32(vectors[rows], norms[rows]), texts[rows])
 
     def _client_for(self, what: str) -> EmbeddingClient:
         if self._client is None:
@@ -379,20 +394,17 @@ class Index:
     ) -> npt.NDArray[Any]:
         """Return vectors as they are, floats (n, d)."""
         if isinstance(batch, Embeddings):
-            self._check_fingerprint(f"{name} are of", batch.fingerprint)
+            self.info.check_model(f"{name} are of", batch.fingerprint)
         if fingerprint is not None:
-            self._check_fingerprint(f"{name} are of", fingerprint)
+            self.info.check_model(f"{name} are of", fingerprint)
         vectors: npt.NDArray[Any] = np.asarray(batch)
-        if vectors.dtype.kind != "f" or vectors.ndim != 2 or vectors.shape[1] != self.info.dimensions:
+        is_float = vectors.dtype.kind == "f" and vectors.itemsize <= 8
+        if not is_float or vectors.ndim != 2 or vectors.shape[1] != self.info.dimensions:
             raise InvalidInputError(
                 f"{name} are {vectors.dtype} {vectors.shape}; this index takes floats (n, {self.info.dimensions})."
             )
         return vectors
 
-    def _check_fingerprint(self, what: str, fingerprint: str) -> None:
-        if fingerprint != self.info.fingerprint:
-            raise InvalidInputError(
-                f"{what} the model with fingerprint {fingerprint!r}, but the index holds vectors of "
-                f"{self.info.fingerprint!r}; they have nothing in common. Use a server of that model, or make a new "
-                "index and embed the items again."
-            )
+
+def _unit32(vectors: npt.NDArray[Any], norms: npt.NDArray[Any]) -> Vectors:
+    return unit(vectors, norms).astype(np.float32, copy=False)

@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -115,8 +116,14 @@ def read(path: Path, file: IO[bytes]) -> Content:
     data = file.read(manifest_size) if start >= 0 else b""
     if zlib.crc32(data) != manifest_crc32 or not data:
         raise _damaged(path, "manifest")
-    manifest = json.loads(data)
-    parts = [Part(**part) for part in manifest["parts"]]
+    try:
+        manifest = json.loads(data)
+        parts = [Part(**part) for part in manifest["parts"]]
+        info, num_rows = IndexInfo.from_json(manifest["info"]), manifest["num_rows"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"{str(path)!r} was written by another version of vlembed ({error}). Upgrade vlembed."
+        ) from error
     if sum(part.size for part in parts) != start:
         raise _damaged(path, "size")
     file.seek(0)
@@ -125,9 +132,8 @@ def read(path: Path, file: IO[bytes]) -> Content:
         for part, name in zip(parts, ("vectors", "ids", "metadata"), strict=True)
     )
     file.seek(0)
-    num_rows = manifest["num_rows"]
     return Content(
-        info=IndexInfo.from_json(manifest["info"]),
+        info=info,
         ids=json.loads(f"[{','.join(ids.decode().split(chr(10)))}]") if num_rows else [],
         metadata=metadata.decode().split("\n") if num_rows else [],
     )
@@ -157,12 +163,17 @@ def _damaged(path: Path, what: str) -> InvalidInputError:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside the path that takes its place once it is written and on the disk."""
+    """Open a file beside the path that takes its place, and its mode, once it is written and on the disk."""
+    path = path.resolve()  # what a link leads to, and not the link, is replaced
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
             yield file
+        with suppress(FileNotFoundError):
+            temporary.chmod(stat.S_IMODE(path.stat().st_mode))
         place(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from ._client import EmbeddingClient
+from ._client import EmbeddingClient, ItemOptions
 from ._exceptions import InvalidInputError
 from ._filters import encode_metadata, is_plain
 from ._items import ItemLike, as_sequence
@@ -24,7 +24,7 @@ def as_batch(items: Items) -> Batch:
     """Return vectors as they are, an array as (n, d), and items as a sequence."""
     if isinstance(items, Embeddings):
         return items
-    if isinstance(items, np.ndarray) and items.ndim < 3:
+    if isinstance(items, np.ndarray) and items.ndim < 3 and items.dtype.kind not in "OSU":
         return np.atleast_2d(items)
     return as_sequence(items)
 
@@ -39,6 +39,8 @@ def check_rows(
     InvalidInputError
         Naming the ids or the metadata that are wrong.
     """
+    if isinstance(ids, Set | Mapping):
+        raise InvalidInputError(f"ids are a {type(ids).__name__}, whose order is not that of the items. Pass a list.")
     ids = check_ids(ids)
     texts = _encode_all([None] * len(ids) if metadata is None else metadata)
     if not len(batch) == len(ids) == len(texts):
@@ -51,10 +53,25 @@ def check_rows(
     return ids, texts
 
 
+def check_options(batch: Batch, options: ItemOptions) -> None:
+    """Refuse keyword arguments that no item has, or any with vectors.
+
+    Raises
+    ------
+    InvalidInputError
+        Naming the first.
+    """
+    offered = () if isinstance(batch, Embeddings | np.ndarray) else tuple(ItemOptions.__annotations__)
+    for name in options:
+        if name not in offered:
+            rule = f"Items take {', '.join(offered)}." if offered else "Vectors take none that is for items."
+            raise InvalidInputError(f"{name} is no argument of this method. {rule}")
+
+
 def check_ids(ids: Iterable[str]) -> list[str]:
     """Return ids as a list, each of them one."""
-    if isinstance(ids, str):
-        raise InvalidInputError(f"ids is the str {ids!r}. Pass a list of them.")
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise InvalidInputError(f"ids is {ids!r}. Pass a list of them.")
     ids = list(ids)
     if bad := [own for own in ids if not isinstance(own, str) or not own or not is_plain(own)]:
         raise InvalidInputError(
@@ -64,8 +81,8 @@ def check_ids(ids: Iterable[str]) -> list[str]:
 
 
 def _encode_all(metadata: Sequence[Mapping[str, Any] | None]) -> list[str]:
-    if isinstance(metadata, Mapping | str):
-        raise InvalidInputError("metadata is one object. Pass a list, with one or None for each item.")
+    if isinstance(metadata, Mapping | str) or not isinstance(metadata, Iterable):
+        raise InvalidInputError(f"metadata is {metadata!r}. Pass a list, with an object or None for each item.")
     texts = []
     for index, own in enumerate(metadata):
         try:
@@ -107,7 +124,10 @@ def new_info(
         )
     if not isinstance(fingerprint, str) or not isinstance(instruction, str):
         raise InvalidInputError(f"fingerprint is {fingerprint!r}, instruction {instruction!r}. Pass a str for each.")
-    return IndexInfo(fingerprint, int(dimensions), instruction, kind, options)
+    info = IndexInfo(fingerprint, int(dimensions), instruction, kind, options)
+    if client is not None:
+        info.check_model("the client's server embeds", served.fingerprint)
+    return info
 
 
 def listed(values: Iterable[Any]) -> str:

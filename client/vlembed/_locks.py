@@ -1,10 +1,14 @@
-"""A lock that many readers share and a writer has alone."""
+"""A lock that many readers share and a writer has alone, and work that no signal cuts short."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class ReadWriteLock:
@@ -33,8 +37,13 @@ class ReadWriteLock:
     def writing(self) -> Iterator[None]:
         with self._changed:
             self._num_writers += 1
-            while self._num_readers or self._is_writing:
-                self._changed.wait()
+            try:
+                while self._num_readers or self._is_writing:
+                    self._changed.wait()
+            except BaseException:
+                self._num_writers -= 1
+                self._changed.notify_all()
+                raise
             self._is_writing = True
         try:
             yield
@@ -43,3 +52,9 @@ class ReadWriteLock:
                 self._is_writing = False
                 self._num_writers -= 1
                 self._changed.notify_all()
+
+
+def to_the_end(work: Callable[[], T]) -> T:
+    """Do work in a thread of its own and wait for it: what a signal raises, it raises here, and after the work."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()

@@ -43,7 +43,9 @@ MAX_NAME_LETTERS = 255  # Milvus's of a collection
 MAX_ID_BYTES = 1024
 MAX_METADATA_BYTES = 65_536  # Milvus's of a JSON value
 MAX_K = 16_384  # Milvus's
-MAX_REQUEST_BYTES = 32 << 20  # of vectors; Milvus takes messages of 64 MiB
+MAX_REQUEST_BYTES = 32 << 20  # Milvus takes messages of 64 MiB
+MAX_QUERIES = 16_384  # Milvus's of a request
+MAX_INTEGER = 2**63 - 1  # Milvus's in a JSON value
 MAX_IDS = 1_000  # of a filter
 CONNECT_PAUSES_S = (0.2, 1.0)  # between the attempts to connect
 MIN_TIMEOUT_S = 0.1  # of the last one
@@ -117,6 +119,16 @@ class MilvusStore:
                 )
             }
 
+    def check(self, ids: Sequence[str], metadata: Sequence[str]) -> None:
+        for own, text in zip(ids, metadata, strict=True):
+            _check_row(own, text)
+        with _told():
+            now = _read_info(self._milvus.describe_collection(self._collection, timeout=self._timeout_s))
+        if now != self._info:
+            raise InvalidInputError(
+                f"the collection {self._collection!r} was dropped and made again, as {now}. Connect again."
+            )
+
     def add(self, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
         self._write(self._milvus.insert, ids, vectors, metadata)
 
@@ -134,10 +146,11 @@ class MilvusStore:
         if k > MAX_K:
             raise InvalidInputError(f"k is {k}; Milvus returns {MAX_K} rows at most. Pass a smaller one.")
         effort = {"ef": max(self._info.options["ef_search"], k)} if self._info.kind == "hnsw" else {}
+        step = min(MAX_QUERIES, max(1, MAX_REQUEST_BYTES // vectors[0].nbytes)) if len(vectors) else 1
         with _told():
             found = [
                 hits
-                for rows in _requests(vectors)
+                for rows in blocks(len(vectors), step)
                 for hits in self._milvus.search(
                     self._collection,
                     data=vectors[rows],
@@ -168,10 +181,9 @@ class MilvusStore:
         return self._client
 
     def _write(self, send: Any, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
-        rows = [_row(*fields) for fields in zip(ids, vectors, metadata, strict=True)]
         with _told():
-            for block in _requests(vectors):
-                send(self._collection, rows[block], timeout=self._timeout_s)
+            for rows in _requests(ids, vectors, metadata):
+                send(self._collection, rows, timeout=self._timeout_s)
 
 
 def _open(pymilvus: Any, uri: str, token: str, timeout_s: float) -> Any:
@@ -183,7 +195,8 @@ def _open(pymilvus: Any, uri: str, token: str, timeout_s: float) -> Any:
         except pymilvus.MilvusException as error:
             pause_s = next(pauses_s, math.inf)
             if time.monotonic() + pause_s > deadline:
-                raise ConnectError(f"Milvus cannot be reached at {uri!r} ({error.message}). Check the URI.") from error
+                cure = "One process at a time can open it." if uri.endswith(".db") else "Check the URI."
+                raise ConnectError(f"Milvus cannot be reached at {uri!r} ({error.message}). {cure}") from error
             time.sleep(pause_s)
 
 
@@ -234,16 +247,26 @@ def _told() -> Iterator[None]:
         raise ServerError(f"Milvus refused or failed (code {error.code}: {error.message}).") from error
 
 
-def _row(own: str, vector: Vectors, metadata: str) -> dict[str, Any]:
-    """Return a row as Milvus takes it."""
-    typed = {f"{key}:{type_of(value)}": value for key, value in decode_metadata(metadata).items()}
+def _typed(metadata: str) -> dict[str, Any]:
+    """Return metadata as Milvus gets it."""
+    return {f"{key}:{type_of(value)}": value for key, value in decode_metadata(metadata).items()}
+
+
+def _check_row(own: str, metadata: str) -> None:
+    """Refuse what Milvus would, or would not give back as it is."""
     if (size := len(own.encode())) > MAX_ID_BYTES:
         raise InvalidInputError(f"the id {own[:40]!r}... has {size} bytes; Milvus takes {MAX_ID_BYTES}. Shorten it.")
-    if (size := len(encode_metadata(typed).encode())) > MAX_METADATA_BYTES:
+    if (size := len(encode_metadata(_typed(metadata)).encode())) > MAX_METADATA_BYTES:
         raise InvalidInputError(
             f"the metadata of {own!r} has {size} bytes; Milvus takes {MAX_METADATA_BYTES}. Keep what is long elsewhere."
         )
-    return {"id": own, "vector": vector, "metadata": typed}
+    integers: list[int] = []
+    json.loads(metadata or "{}", parse_int=lambda text: integers.append(int(text)))
+    for value in integers:
+        if not -MAX_INTEGER <= value <= MAX_INTEGER:
+            raise InvalidInputError(
+                f"the metadata of {own!r} has the number {value}; Milvus takes those of 64 bits. Pass a str of it."
+            )
 
 
 def _match(hit: Mapping[str, Any]) -> Match:
@@ -251,9 +274,19 @@ def _match(hit: Mapping[str, Any]) -> Match:
     return Match(hit["id"], hit["distance"], {key.rpartition(":")[0]: value for key, value in typed.items()})
 
 
-def _requests(vectors: Vectors) -> Iterator[slice]:
-    step = max(1, MAX_REQUEST_BYTES // (4 * vectors.shape[1]))
-    return blocks(len(vectors), step)
+def _requests(ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows as Milvus takes them, in requests within its bound."""
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for own, vector, text in zip(ids, vectors, metadata, strict=True):
+        row_size = vector.nbytes + 4 * (len(own) + len(text))  # at most 4 bytes of a character
+        if rows and size + row_size > MAX_REQUEST_BYTES:
+            yield rows
+            rows, size = [], 0
+        rows.append({"id": own, "vector": vector, "metadata": _typed(text)})
+        size += row_size
+    if rows:
+        yield rows
 
 
 def _literal(value: Any) -> str:

@@ -87,10 +87,11 @@ class Rows:
         del self.ids[length:], self.metadata[length:], self._is_alive[length:]
 
     def kill(self, positions: Positions) -> None:
-        """Remove rows and leave their positions empty."""
+        """Remove rows and leave their positions empty; an id that has another position by now keeps that."""
         self._before_change()
         for position in positions.tolist():
-            del self.position[self.ids[position]]
+            if self.position[self.ids[position]] == position:
+                del self.position[self.ids[position]]
             self.ids[position], self.metadata[position], self._is_alive[position] = None, "", False
 
     def without_dead(self) -> Rows:

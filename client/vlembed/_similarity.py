@@ -65,7 +65,7 @@ def similarity(
 
 
 class TopK(NamedTuple):
-    """The nearest rows of a gallery to each of q queries, best first; of equal ones the earlier row."""
+    """The nearest rows of a gallery to each of q queries, best first; of equal scores the earlier row."""
 
     scores: Array  # floats (q, k)
     indices: npt.NDArray[np.int64]  # (q, k), of rows of the gallery
@@ -80,8 +80,8 @@ def top_k(
 ) -> TopK:
     """Find the k rows of a gallery that are most similar to each query, exactly, without the matrix of all with all.
 
-    Beside its arguments and its result it needs some 100 MiB, however many rows there are of both; a numpy.memmap stays
-    on the disk.
+    Beside its arguments and its result it needs some 100 MiB, twice that in float64, however many rows there are of
+    both; a numpy.memmap stays on the disk.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def top_k(
     k = min(int(k), len(right))
     scores = np.empty((len(left), k), np.result_type(left.dtype, right.dtype))
     indices = np.empty((len(left), k), np.int64)
-    for rows in blocks(len(left), left.block_rows):
+    for rows in blocks(len(left), max(1, min(left.block_rows, BLOCK_ELEMENTS // (2 * k + right.block_rows)))):
         some = left[rows]
         best, best_indices = scores[rows, :0], indices[rows, :0]
         for columns in blocks(len(right), right.block_rows):
@@ -175,7 +175,8 @@ def _vectors(name: str, value: Embeddings | npt.ArrayLike) -> Array:
         vectors = np.asarray(value)
     except ValueError as error:  # rows of different lengths
         raise InvalidInputError(f"{name} is no array ({error}). Pass vectors of one length.") from error
-    if vectors.ndim not in (1, 2) or vectors.dtype.kind not in "fiu" or not vectors.shape[-1]:
+    is_real = vectors.dtype.kind in "fiu" and np.can_cast(vectors.dtype, np.float64)  # np.longdouble cannot
+    if vectors.ndim not in (1, 2) or not is_real or not vectors.shape[-1]:
         raise InvalidInputError(
             f"{name} is an array {vectors.dtype} {vectors.shape}; vectors are real numbers (n, d) or (d,). "
             "To compare texts or images, call EmbeddingClient.similarity."
@@ -183,34 +184,39 @@ def _vectors(name: str, value: Embeddings | npt.ArrayLike) -> Array:
     return np.asarray(np.atleast_2d(vectors))
 
 
-def row_norms(name: str, vectors: Array, *, refuse_zero: bool) -> npt.NDArray[np.float64]:
+def row_norms(name: str, vectors: Array, *, refuse_zero: bool) -> Array:
     """Return the norms of rows (n, d).
+
+    Returns
+    -------
+    numpy.ndarray
+        (n,), float32 if the vectors are and no square on the way overflows or vanishes, and else float64.
 
     Raises
     ------
     InvalidInputError
         Naming rows that are not finite, or zero if those are refused.
     """
-    if vectors.dtype == np.float32:  # several times faster, where nothing overflows or vanishes
-        squares = np.einsum("nd,nd->n", vectors, vectors)
+    if vectors.dtype == np.float32:
+        squares = np.einsum("nd,nd->n", vectors, vectors)  # several times faster than in float64
         if ((squares > SAFE_SQUARES[0]) & (squares < SAFE_SQUARES[1])).all():
-            return np.asarray(np.sqrt(squares, dtype=np.float64))
-    norms: npt.NDArray[np.float64] = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+            return np.asarray(np.sqrt(squares))
+    norms: Array = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
     if not (norms < np.inf).all():
         bad = np.flatnonzero(~np.isfinite(norms)).tolist()
-        raise InvalidInputError(f"{name} has rows that are not finite: {bad[:10]}. Remove them.")
+        raise InvalidInputError(f"{name} has rows that are not finite, or whose norm is not: {bad[:10]}. Remove them.")
     if refuse_zero and not norms.all():
         bad = np.flatnonzero(norms == 0).tolist()
         raise InvalidInputError(
-            f"{name} has zero rows: {bad[:10]}; the cosine of a zero vector is undefined. Remove them."
+            f"{name} has rows that are zero, or whose norm is: {bad[:10]}; they have no cosine. Remove them."
         )
     return norms
 
 
-def unit(vectors: Array, norms: npt.NDArray[np.float64]) -> Array:
-    """Divide rows by their norms; float16 becomes float32."""
-    dtype = np.result_type(vectors, np.float32)
-    return np.asarray(np.divide(vectors, norms[:, None].astype(dtype), dtype=dtype))
+def unit(vectors: Array, norms: Array) -> Array:
+    """Divide rows by their norms, in the precision of these; float16 becomes float32."""
+    divided = vectors / norms[:, None]
+    return np.asarray(divided.astype(np.result_type(vectors, np.float32), copy=False))
 
 
 def blocks(size: int, step: int) -> Iterator[slice]:

@@ -20,6 +20,9 @@ from ._filters import Condition
 Vectors: TypeAlias = npt.NDArray[np.float32]
 
 HNSW_OPTIONS = {"m": 32, "ef_construction": 200, "ef_search": 128}  # of every store's graph
+OPTION_BOUNDS = {"m": (2, 2048)}  # Milvus's
+ANY_OPTION_BOUNDS = (1, 2**31 - 1)
+NORMALISATION = "l2"
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class IndexInfo:
     instruction: str  # of queries; documents have the model's default
     kind: str
     options: Mapping[str, int] = field(default_factory=dict)  # of the kind
-    normalisation: str = "l2"  # of every vector, so that a score is the cosine
+    normalisation: str = NORMALISATION  # of every vector, so that a score is the cosine
 
     def check(self, given: Mapping[str, Any], name: str, other: str) -> None:
         """Refuse fields and options that are given, and not None, with other values than these.
@@ -55,13 +58,38 @@ class IndexInfo:
                     f"{field_name} is {value!r}, but {name} has {has.get(field_name)!r}. Leave it out, or {other}."
                 )
 
+    def check_model(self, what: str, fingerprint: str) -> None:
+        """Refuse another model than this index's.
+
+        Parameters
+        ----------
+        what
+            Is of the model, for the message: a subject and its verb.
+        fingerprint
+            Of the model.
+
+        Raises
+        ------
+        InvalidInputError
+            Naming both models.
+        """
+        if fingerprint != self.fingerprint:
+            raise InvalidInputError(
+                f"{what} the model with fingerprint {fingerprint!r}, but the index holds vectors of "
+                f"{self.fingerprint!r}; they have nothing in common. Use a server of that model, or make a new "
+                "index and embed the items again."
+            )
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> IndexInfo:
         """Read what `to_json` wrote; raises KeyError, TypeError or ValueError if it did not."""
-        return cls(**json.loads(text))
+        info = cls(**json.loads(text))
+        if info.normalisation != NORMALISATION:
+            raise ValueError(f"normalisation is {info.normalisation!r} and not {NORMALISATION!r}")
+        return info
 
 
 class Match(NamedTuple):
@@ -104,6 +132,15 @@ class Store(Protocol):
 
     def held(self, ids: Sequence[str]) -> set[str]:
         """Return those of the ids that are here."""
+
+    def check(self, ids: Sequence[str], metadata: Sequence[str]) -> None:
+        """Refuse rows that cannot be kept here, before any of them is changed.
+
+        Raises
+        ------
+        InvalidInputError
+            Naming the first of them, and the limit.
+        """
 
     def add(self, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
         """Add rows whose ids are not here.
@@ -152,13 +189,14 @@ def choose(kind: str, options: Mapping[str, int], offered: Mapping[str, Mapping[
     InvalidInputError
         Naming what is wrong, and what is offered.
     """
-    if kind not in offered:
+    if not isinstance(kind, str) or kind not in offered:
         raise InvalidInputError(f"kind is {kind!r}. Pass one of {', '.join(map(repr, offered))}.")
     defaults = offered[kind]
     for name, value in options.items():
         if name not in defaults:
             known = f"takes {', '.join(defaults)}" if defaults else "takes none"
             raise InvalidInputError(f"{name} is no option of an index of kind {kind!r}, which {known}.")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InvalidInputError(f"{name} is {value!r}. Pass a whole number, 1 or more.")
-    return {**defaults, **options}
+        least, most = OPTION_BOUNDS.get(name, ANY_OPTION_BOUNDS)
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+            raise InvalidInputError(f"{name} is {value!r}. Pass a whole number, {least} to {most}.")
+    return {**defaults, **{name: int(value) for name, value in options.items()}}

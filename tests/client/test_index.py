@@ -16,6 +16,7 @@ from tests.client.indexes import (
     FAISS,
     FINGERPRINT,
     MILVUS,
+    SCORE,
     Exhaustive,
     MakeIndex,
     assert_congruent,
@@ -23,7 +24,7 @@ from tests.client.indexes import (
     vectors,
 )
 from tests.client.test_similarity import embeddings
-from vlembed import EmbeddingClient, Index, InvalidInputError, Item, MissingExtraError, _index
+from vlembed import EmbeddingClient, Index, InvalidInputError, Item, MissingExtraError, _index, similarity
 from vlembed._filters import OPERATORS
 
 ALL = (*FAISS, *MILVUS)
@@ -255,8 +256,8 @@ def test_vectors_of_any_type_and_norm(kind: str, make_index: MakeIndex) -> None:
         (["a", ""], {}, "non-empty str without control characters, not ''"),
         (["a", "b\n"], {}, "not 'b\\n'"),
         (["a", "\ud800"], {}, "not '\\ud800'"),
-        ("ab", {}, "ids is the str 'ab'"),
-        (["a", "b"], {"metadata": {"a": 1}}, "metadata is one object"),
+        ("ab", {}, "ids is 'ab'. Pass a list"),
+        (["a", "b"], {"metadata": {"a": 1}}, "Pass a list, with an object or None for each item"),
         (["a", "b"], {"metadata": [{}, {"a": {1}}]}, "metadata 1: it is not JSON"),
         (["a", "b"], {"metadata": [{}, {"a": float("nan")}]}, "metadata 1: it is not JSON"),
         (["a", "b"], {"metadata": [{"a": np.float32(1)}, {}]}, "metadata 0: it is not JSON"),
@@ -267,13 +268,28 @@ def test_vectors_of_any_type_and_norm(kind: str, make_index: MakeIndex) -> None:
         (["a", "b"], {"metadata": [{"a": "\ud800"}, {}]}, "it is not JSON"),
         (["a", "b"], {"fingerprint": None}, "an array does not tell"),
         (["a", "b"], {"fingerprint": "other"}, "items are of the model with fingerprint 'other'"),
-        (["a", "b"], {"items": np.zeros((2, DIMENSIONS))}, "items has zero rows: [0, 1]"),
-        (["a", "b"], {"items": np.array([[np.nan], [1]]) * np.ones(DIMENSIONS)}, "rows that are not finite: [0]"),
+        (["a", "b"], {"items": np.zeros((2, DIMENSIONS))}, "items has rows that are zero, or whose norm is: [0, 1]"),
+        (
+            ["a", "b"],
+            {"items": np.array([[np.nan], [1]]) * np.ones(DIMENSIONS)},
+            "rows that are not finite, or whose norm is not: [0]",
+        ),
         (["a", "b"], {"items": np.ones((2, 8))}, "items are float64 (2, 8); this index takes floats (n, 16)"),
         (["a", "b"], {"items": np.ones((2, DIMENSIONS), int)}, "items are int64"),
         (["a", "b"], {"items": ["one", "two"]}, "an item needs to be embedded, but this index has no client"),
         (["a", "b"], {"items": embeddings(vectors(2), "other"), "fingerprint": None}, "fingerprint 'other'"),
         (["a", "b"], {"items": 3}, "items is of type int"),
+        (["a", "b"], {"items": vectors(2).astype(np.longdouble)}, "items are float128"),
+        (["a", "b"], {"metadatas": [{}, {}]}, "metadatas is no argument of this method"),
+        (
+            ["a", "b"],
+            {"items": ["one", "two"], "pixels": 3},
+            "pixels is no argument of this method. Items take max_pix",
+        ),
+        (["a", "b"], {"metadata": 5}, "metadata is 5"),
+        ({"a", "b"}, {}, "ids are a set, whose order is not that of the items"),
+        ({"a": 1, "b": 2}, {}, "ids are a dict"),
+        (5, {}, "ids is 5"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -315,6 +331,50 @@ def test_all_or_nothing(kind: str, make_index: MakeIndex, monkeypatch: pytest.Mo
     assert len(index) == 70
 
 
+@pytest.mark.parametrize("kind", FAISS)
+@pytest.mark.parametrize("change", ["add", "upsert"])
+def test_vectors_that_faiss_did_not_keep(
+    kind: str, change: str, make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fail after FAISS has added vectors, or in a first pass before it has, and hold the index to what it had."""
+    index, exhaustive = filled(make_index, kind)
+    kept = index._store._vectors  # type: ignore[attr-defined]
+    parts = [kept.index] if kind in ("hnsw", "ivfpq", "flat") else [kept.index, kept._coarse]
+    for part in parts:
+        with monkeypatch.context() as patched:
+
+            def failing(array: np.ndarray, part: Any = part) -> None:
+                part.add(array)
+                raise MemoryError
+
+            patched.setattr(kept, "add", failing)
+            with pytest.raises(MemoryError):
+                getattr(index, change)(
+                    vectors(40, seed=5),
+                    ids=numbered(40, start=290 + 10 * (change == "add")),
+                    metadata=[{"number": number, "third": "x"} for number in range(40)],
+                    fingerprint=FINGERPRINT,
+                )
+        if change == "upsert" and kind != "hnsw":  # rows that were there are replaced before others are added
+            replaced = vectors(40, seed=5)[:10]
+            exhaustive.upsert(numbered(10, start=290), replaced, [{"number": n, "third": "x"} for n in range(10)])
+        assert len(index) == 300
+        assert_congruent(kind, index, exhaustive, vectors(10, seed=6), 20)
+    new = vectors(50, seed=7)
+    index.add(new, ids=numbered(50, start=1000), fingerprint=FINGERPRINT)
+    exhaustive.upsert(numbered(50, start=1000), new, [None] * 50)
+    assert_congruent(kind, index, exhaustive, vectors(10, seed=6), 20)
+
+
+@every_kind
+@pytest.mark.parametrize("scale", [1e-40, 2e38])
+def test_vectors_of_extreme_norms(kind: str, scale: float, make_index: MakeIndex) -> None:
+    index = make_index(kind)
+    index.add(np.full((1, DIMENSIONS), scale, np.float32), ids=["a"], fingerprint=FINGERPRINT)
+    for query in (np.full(DIMENSIONS, scale, np.float32), np.ones(DIMENSIONS), np.ones(DIMENSIONS, np.float16)):
+        assert index.search(query)[0].score == pytest.approx(1, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("query", "options", "says"),
     [
@@ -326,11 +386,12 @@ def test_all_or_nothing(kind: str, make_index: MakeIndex, monkeypatch: pytest.Mo
         (["a", "b"], {}, "query is 2 of them"),
         (vectors(1)[:, :8], {}, "queries are float32 (1, 8)"),
         (vectors(1) * np.inf, {}, "not finite"),
-        (vectors(1) * 0, {}, "queries has zero rows"),
+        (vectors(1) * 0, {}, "queries has rows that are zero"),
         (vectors(1), {"fingerprint": "other"}, "queries are of the model with fingerprint 'other'"),
         (embeddings(vectors(1), "other"), {}, "they have nothing in common. Use a server of that model"),
         ("text", {}, "a query that is no vector needs to be embedded"),
         ([0.5] * DIMENSIONS, {}, "query is 16 of them"),
+        (vectors(1), {"filter": {"number": 1}}, "filter is no argument of this method. Vectors take none"),
         (vectors(1), {"where": "a"}, "where is 'a'"),
         (vectors(1), {"where": {1: 2}}, "the field 1"),
         (vectors(1), {"where": {"a\x00": 2}}, "the field 'a\\x00'"),
@@ -405,17 +466,25 @@ def test_indexes_that_are_refused(client: EmbeddingClient) -> None:
         ({"client": client, "dimensions": 9}, "this server takes 4 to 8"),
         ({"client": client, "fingerprint": "other"}, "the client's server embeds the model with fingerprint '0123"),
         ({"kind": "tree", **known}, "kind is 'tree'. Pass one of 'flat', 'hnsw', 'ivfpq', 'int8', 'binary'"),
+        ({"kind": ["flat"], **known}, "kind is ['flat']"),
+        ({"kind": "hnsw", "ef_search": 2**40, **known}, "ef_search is 1099511627776"),
+        ({"kind": "hnsw", "m": 2**31, **known}, "m is 2147483648. Pass a whole number, 2 to 2048"),
         ({"kind": "flat", "m": 3, **known}, "m is no option of an index of kind 'flat', which takes none"),
         ({"kind": "hnsw", "nprobe": 3, **known}, "which takes m, ef_construction, ef_search"),
         ({"kind": "hnsw", "m": 0, **known}, "m is 0"),
         ({"kind": "hnsw", "m": 1.5, **known}, "m is 1.5"),
-        ({"kind": "hnsw", "m": 1, **known}, "m is 1"),
+        ({"kind": "hnsw", "m": 1, **known}, "m is 1. Pass a whole number, 2 to 2048"),
         ({"kind": "ivfpq", "code_bytes": 3, **known}, "does not divide the 16 dimensions"),
         ({"kind": "ivfpq", "train_size": 10, **known}, "learns from 256 vectors or more"),
     ]:
         with pytest.raises(InvalidInputError) as caught:
             Index.create(**arguments)  # type: ignore[arg-type]
         assert says in str(caught.value)
+
+
+def test_options_of_numpy(make_index: MakeIndex) -> None:
+    options = make_index("hnsw", m=np.int64(8)).info.options
+    assert options["m"] == 8 and type(options["m"]) is int
 
 
 def test_a_missing_library(monkeypatch: pytest.MonkeyPatch, client: EmbeddingClient) -> None:
@@ -475,7 +544,7 @@ def test_hnsw_forgets_what_was_deleted(make_index: MakeIndex) -> None:
 
 @pytest.mark.parametrize("kind", [*FAISS, "milvus flat"])
 def test_threads(kind: str, make_index: MakeIndex) -> None:
-    """Change blocks of twenty rows in two threads while others search: no row is found torn, and none is lost."""
+    """Change blocks of twenty rows in two threads while others search: no row is torn or lost."""
     index, exhaustive = filled(make_index, kind, 100)
     errors: list[BaseException] = []
     done = threading.Event()
@@ -495,14 +564,24 @@ def test_threads(kind: str, make_index: MakeIndex) -> None:
         while not done.is_set():
             for match in index.search(vectors(1)[0], 50, where={"number": {"<": 50}}):
                 assert match.metadata["number"] < 50
+            for match in index.search(vectors(1)[0], 50, where={"seed": {">": 0}}):
+                row = (int(match.id.split()[1]) - match.metadata["start"], match.metadata["seed"])
+                assert abs(match.score - cosines[row]) < SCORE  # its metadata are those of its vector
             for matches in index.search_batch(vectors(3), 5):
                 assert len(matches) == 5
 
+    cosines = {
+        (row, seed): cosine
+        for seed in (1000, 1001, 2000, 2001)
+        for row, cosine in enumerate(similarity(vectors(1), vectors(20, seed=seed))[0].tolist())
+    }
+
     def change(start: int) -> None:
         for _ in range(5):
-            ids, metadata = numbered(20, start), [{"number": start}] * 20
-            index.add(vectors(20, seed=start), ids=ids, metadata=metadata, fingerprint=FINGERPRINT)
-            index.upsert(vectors(20, seed=start + 1), ids=ids, metadata=metadata, fingerprint=FINGERPRINT)
+            ids = numbered(20, start)
+            for write, seed in ((index.add, start), (index.upsert, start + 1)):
+                metadata = [{"number": start, "start": start, "seed": seed}] * 20
+                write(vectors(20, seed=seed), ids=ids, metadata=metadata, fingerprint=FINGERPRINT)
             assert index.delete(ids) == 20
 
     searching = [run(search) for _ in range(2)]

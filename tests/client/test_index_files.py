@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 import signal
 import stat
 import subprocess
 import sys
+import threading
+import time
 import zlib
 from pathlib import Path
+from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 
@@ -23,7 +29,7 @@ from tests.client.indexes import (
     ids_of,
     vectors,
 )
-from vlembed import EmbeddingClient, Index, InvalidInputError, _index_file
+from vlembed import EmbeddingClient, Index, InvalidInputError, _faiss_store, _index, _index_file
 
 ROOT = Path(__file__).resolve().parents[2]
 every_kind = pytest.mark.parametrize("kind", FAISS)
@@ -59,7 +65,7 @@ def test_what_is_saved_comes_back(kind: str, tmp_path: Path, make_index: MakeInd
     assert (tmp_path / "b.index").read_bytes() == (tmp_path / "a.index").read_bytes()
     (tmp_path / "b.index").unlink()
     queries = vectors(10, seed=3)
-    assert list(loaded.search_batch(queries)) == list(index.search_batch(queries))  # the ranges of int8 included
+    assert list(loaded.search_batch(queries)) == list(index.search_batch(queries))
     filtered = [ids_of(own) for own in index.search_batch(queries, where={"n": {"<": 200}})]
     assert [ids_of(own) for own in loaded.search_batch(queries, where={"n": {"<": 200}})] == filtered
     more = vectors(30, seed=4)
@@ -69,6 +75,20 @@ def test_what_is_saved_comes_back(kind: str, tmp_path: Path, make_index: MakeInd
     loaded.save(tmp_path / "a.index")  # over the file that it came from
     assert_congruent(kind, Index.load(tmp_path / "a.index"), exhaustive, queries, 10)
     assert [path.name for path in tmp_path.iterdir()] == ["a.index"]
+
+
+def test_the_ranges_of_int8_are_learned_once(tmp_path: Path, make_index: MakeIndex) -> None:
+    index = make_index("int8", train_size=100)
+    ids, array, _ = rows(300)
+    index.add(array[:100], ids=ids[:100], fingerprint=FINGERPRINT)
+
+    def ranges(of: Index) -> list[float]:
+        return faiss.vector_to_array(of._store._vectors._coarse.sq.trained).tolist()  # type: ignore[attr-defined]
+
+    learned = ranges(index)
+    index.add(3 * array[100:], ids=ids[100:], fingerprint=FINGERPRINT)
+    index.save(tmp_path / "a.index")
+    assert len(learned) == 2 * DIMENSIONS and ranges(index) == ranges(Index.load(tmp_path / "a.index")) == learned
 
 
 @every_kind
@@ -146,6 +166,29 @@ def test_foreign_and_newer_files_are_refused(tmp_path: Path, saved: Path) -> Non
             Index.load(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"language": "de"}, "was written by another version of vlembed .*'language'.* Upgrade vlembed"),
+        ({"normalisation": "none"}, "was written by another version .*normalisation is 'none' and not 'l2'"),
+        ({"kind": None}, "was written by another version of vlembed .*'kind'"),
+        ({"dimensions": 8}, "has 20 ids of 8 dimensions, but 20 vectors of 16: it was not written by vlembed"),
+    ],
+)
+def test_a_manifest_of_another_version(saved: Path, change: dict, says: str) -> None:
+    whole = saved.read_bytes()
+    size, *_ = _index_file.TRAILER.unpack(whole[-_index_file.TRAILER.size :])
+    start = len(whole) - _index_file.TRAILER.size - size
+    manifest = json.loads(whole[start : start + size])
+    info = {**json.loads(manifest["info"]), **change}
+    manifest["info"] = json.dumps({name: value for name, value in info.items() if value is not None})
+    data = json.dumps(manifest).encode()
+    trailer = _index_file.TRAILER.pack(len(data), zlib.crc32(data), _index_file.FORMAT, _index_file.MAGIC)
+    saved.write_bytes(whole[:start] + data + trailer)
+    with pytest.raises(InvalidInputError, match=says):
+        Index.load(saved)
+
+
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])
 def test_what_faiss_cannot_read(kind: str, tmp_path: Path, make_index: MakeIndex) -> None:
     content = _index_file.Content(make_index(kind).info, [], [])
@@ -159,16 +202,67 @@ def test_an_index_of_another_model_is_refused(saved: Path, client: EmbeddingClie
         Index.load(saved, client=client)
 
 
-def test_a_failed_save_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_old_file(saved: Path) -> None:
     index, before = Index.load(saved), saved.read_bytes()
     index.delete(["row 1 é"])
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space left")))
-    with pytest.raises(OSError, match="no space left"):
-        index.save(saved)
+    for limit in (100, len(before) - 100):  # in FAISS's part, and behind it
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        try:
+            with pytest.raises(OSError, match=f"File too large: '{saved}'"):
+                index.save(saved)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
     with pytest.raises(OSError, match="No such file"):
         index.save(saved.parent / "nowhere" / "a.index")
+
+
+def test_a_save_sees_all_of_an_add_or_none(
+    tmp_path: Path, make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_index, "BLOCK_ROWS", 7)
+    index = make_index("flat")
+    ids, array, _ = rows(20)
+    saving = threading.Thread(target=index.save, args=[tmp_path / "a.index"])
+    add, num_blocks = index._store.add, 0
+
+    def failing(*block: Any) -> None:
+        nonlocal num_blocks
+        num_blocks += 1
+        if num_blocks == 2:
+            saving.start()
+            time.sleep(0.2)  # the save would be over by now
+            raise MemoryError
+        add(*block)
+
+    monkeypatch.setattr(index._store, "add", failing)
+    with pytest.raises(MemoryError):
+        index.add(array, ids=ids, fingerprint=FINGERPRINT)
+    saving.join()
+    assert len(Index.load(tmp_path / "a.index")) == 0
+
+
+def test_a_link_and_a_mode_stay(saved: Path) -> None:
+    link = saved.with_name("current")
+    link.symlink_to(saved.name)
+    saved.chmod(0o640)
+    index = Index.load(link)
+    index.delete(["row 1 é"])
+    index.save(link)
+    assert link.is_symlink() and len(Index.load(saved)) == 19
+    assert stat.S_IMODE(saved.stat().st_mode) == 0o640
+
+
+def test_a_first_change_that_fails(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = Index.load(saved)
+    with monkeypatch.context() as patched:
+        patched.setattr(_faiss_store, "_read", lambda _: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            index.delete(["row 1 é"])
+    assert len(index.search(vectors(1)[0], 30)) == 20
+    assert index.delete(["row 1 é"]) == 1
+    assert len(index.search(vectors(1)[0], 30)) == 19
 
 
 def test_the_file_is_as_readable_as_others(saved: Path) -> None:

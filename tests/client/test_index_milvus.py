@@ -12,7 +12,7 @@ import pytest
 from pymilvus import MilvusClient
 
 from tests.client.indexes import DIMENSIONS, FINGERPRINT, Exhaustive, assert_congruent, ids_of, vectors
-from vlembed import ConnectError, EmbeddingClient, Index, InvalidInputError, MissingExtraError, ServerError
+from vlembed import ConnectError, EmbeddingClient, Index, InvalidInputError, MissingExtraError, ServerError, _index
 from vlembed import _milvus_store as milvus
 
 KNOWN = {"dimensions": DIMENSIONS, "fingerprint": FINGERPRINT}
@@ -41,6 +41,7 @@ def test_a_collection_is_opened_again(milvus_file: Path) -> None:
         ({"kind": "hnsw"}, "kind is 'hnsw', but the collection 'fixed' has 'flat'"),
         ({"instruction": "other"}, "instruction is 'other'"),
         ({"ef_search": 3}, "ef_search is 3, but the collection 'fixed' has None"),
+        ({"instruction": ""}, "instruction is ''"),
     ],
 )
 def test_a_collection_of_another_kind_is_refused(milvus_file: Path, given: dict, says: str) -> None:
@@ -73,6 +74,7 @@ def test_a_collection_of_another_program_is_refused(milvus_file: Path) -> None:
         ("a" * 256, KNOWN, "Use up to 255 ASCII letters"),
         ("new", {"kind": "ivfpq", **KNOWN}, "kind is 'ivfpq'. Pass one of 'flat', 'hnsw'"),
         ("new", {"nprobe": 3, **KNOWN}, "nprobe is no option"),
+        ("new", {"m": 1, **KNOWN}, "m is 1. Pass a whole number, 2 to 2048"),
     ],
 )
 def test_what_is_refused(milvus_file: Path, collection: str, options: dict, says: str) -> None:
@@ -81,9 +83,61 @@ def test_what_is_refused(milvus_file: Path, collection: str, options: dict, says
     assert says in str(caught.value)
 
 
+def test_what_is_refused_is_not_created(milvus_file: Path, client: EmbeddingClient) -> None:
+    with pytest.raises(InvalidInputError, match="holds vectors of 'typo'"):
+        Index.connect(milvus_file, "not_created", client=client, fingerprint="typo")
+    with Index.connect(milvus_file, "not_created", client=client, instruction="") as index:
+        assert index.info.fingerprint == client.info().fingerprint and index.info.instruction == ""
+
+
+def test_an_upsert_that_is_refused_changes_nothing(milvus_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_index, "BLOCK_ROWS", 2)
+    with Index.connect(milvus_file, "refused_upsert", **KNOWN) as index:
+        index.add(vectors(4), ids=list("abcd"), metadata=[{"n": 1}] * 4, fingerprint=FINGERPRINT)
+        for last in ({"text": "é" * 40_000}, {"n": 2**63}, {"n": [{"m": -(2**64)}]}):
+            with pytest.raises(InvalidInputError, match=r"the metadata of 'd' has .* Milvus takes"):
+                index.upsert(vectors(4), ids=list("abcd"), metadata=[{"n": 2}] * 3 + [last], fingerprint=FINGERPRINT)
+        assert len(index.search(vectors(1)[0], where={"n": 1})) == 4
+        index.upsert(vectors(1, seed=1), ids=["d"], metadata=[{"n": [2**63 - 1]}], fingerprint=FINGERPRINT)
+        assert index.search(vectors(1, seed=1)[0], 1)[0].metadata == {"n": [2**63 - 1]}
+
+
+def test_a_collection_that_was_made_again_for_another_model(milvus_file: Path) -> None:
+    index = Index.connect(milvus_file, "made_again", **KNOWN)
+    other = MilvusClient(str(milvus_file))
+    other.drop_collection("made_again")
+    with pytest.raises(ServerError, match="Milvus refused or failed"):
+        index.add(vectors(1), ids=["a"], fingerprint=FINGERPRINT)
+    Index.connect(milvus_file, "made_again", **{**KNOWN, "fingerprint": "other"}).close()
+    for change in (index.add, index.upsert):
+        with pytest.raises(InvalidInputError, match=r"dropped and made again, as .*'other'.* Connect again"):
+            change(vectors(1), ids=["a"], fingerprint=FINGERPRINT)
+    index.close()
+    other.close()
+
+
+def test_what_could_not_be_taken_back_is_told(milvus_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_index, "BLOCK_ROWS", 2)
+    index = Index.connect(milvus_file, "left", **KNOWN)
+    add, calls = index._store.add, []
+
+    def closing(*block: Any) -> None:
+        calls.append(block)
+        if len(calls) == 2:
+            index._store.close()  # as when the connection is lost
+        add(*block)
+
+    monkeypatch.setattr(index._store, "add", closing)
+    with pytest.raises(ServerError, match=r"is closed.* could not be taken back .*upsert all again"):
+        index.add(vectors(4), ids=list("abcd"), fingerprint=FINGERPRINT)
+    with Index.connect(milvus_file, "left", **KNOWN) as again:
+        assert len(again) == 2
+
+
 def test_the_limits_of_milvus(milvus_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(milvus, "MAX_IDS", 7)
     monkeypatch.setattr(milvus, "MAX_REQUEST_BYTES", 5 * 4 * DIMENSIONS)
+    monkeypatch.setattr(milvus, "MAX_QUERIES", 3)
     with Index.connect(milvus_file, "limits", kind="flat", **KNOWN) as index:
         for own, metadata, says in [
             ("é" * 513, None, "has 1026 bytes; Milvus takes 1024"),

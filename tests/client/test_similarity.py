@@ -102,8 +102,15 @@ def test_what_counts_as_vectors() -> None:
         (A[None], B, {}, "(1, 7, 16)"),
         ("text", B, {}, "EmbeddingClient.similarity"),
         (A, B * 1j, {}, "complex"),
-        (A, np.where(np.eye(5, 16), np.nan, 1), {}, "b has rows that are not finite: [0, 1, 2, 3, 4]"),
-        (A, np.eye(5, 16) * [[1], [0], [1], [0], [1]], {}, "b has zero rows: [1, 3]"),
+        (A, B.astype(np.longdouble), {}, "b is an array float128"),
+        (A, B.astype(np.float64) * 1e200, {}, "or whose norm is not: [0, 1, 2, 3, 4]"),
+        (
+            A,
+            np.where(np.eye(5, 16), np.nan, 1),
+            {},
+            "b has rows that are not finite, or whose norm is not: [0, 1, 2, 3, 4]",
+        ),
+        (A, np.eye(5, 16) * [[1], [0], [1], [0], [1]], {}, "b has rows that are zero, or whose norm is: [1, 3]"),
         (embeddings(A, "one"), embeddings(B, "two"), {}, "'one' and 'two'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -123,10 +130,11 @@ def test_embeddings_are_arrays() -> None:
     np.testing.assert_array_equal(np.matmul(ours, A.T), A @ A.T)
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e30, 1e38])
 def test_cosine_of_extreme_vectors(scale: float) -> None:
     vectors = np.array([[1, 2, 3], [-1, -2, -3]], np.float32) * np.float32(scale)
-    np.testing.assert_allclose(similarity(vectors, vectors), [[1, -1], [-1, 1]], atol=1e-6)
+    atol = 1e-4 if scale == 1e-40 else 1e-6  # so small a float32 has few bits
+    np.testing.assert_allclose(similarity(vectors, vectors), [[1, -1], [-1, 1]], atol=atol)
 
 
 def test_vectors_of_no_dimensions_are_refused() -> None:

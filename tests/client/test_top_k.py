@@ -63,7 +63,7 @@ def test_what_counts_as_vectors(tmp_path: Path) -> None:
         (QUERIES, GALLERY, {"k": True}, "k is True"),
         (QUERIES, GALLERY, {"metric": "hamming"}, "'hamming'"),
         (QUERIES, GALLERY[:, :8], {}, "vectors of queries have 16 dimensions and those of gallery 8"),
-        (QUERIES, GALLERY * 0, {}, "gallery has zero rows"),
+        (QUERIES, GALLERY * 0, {}, "gallery has rows that are zero"),
         (QUERIES * np.nan, GALLERY, {}, "queries has rows that are not finite"),
         ("text", GALLERY, {}, "queries is an array"),
         (embeddings(QUERIES, "one"), embeddings(GALLERY, "two"), {}, "'one' and 'two'"),
@@ -82,6 +82,9 @@ def test_memory_is_bounded(metric: Metric) -> None:
     gallery = np.random.default_rng(0).standard_normal((20_480, 64), np.float32)
     queries = gallery[:2560]
     assert peak_bytes(lambda: top_k(queries, gallery, 10, metric=metric)) < 150 * MIB
+    result_bytes = 12 * 1024 * 4096
+    large_k = peak_bytes(lambda: top_k(queries[:1024], gallery[:8192], 4096, metric=metric))
+    assert large_k < result_bytes + 150 * MIB
     matrix_bytes = 4 * 2560 * 20_480
     assert peak_bytes(lambda: similarity(queries, gallery, metric=metric)) < matrix_bytes + 60 * MIB
 

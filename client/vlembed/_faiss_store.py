@@ -1,7 +1,7 @@
 """The store of an index in this process: FAISS for the vectors, `Rows` for the rest, and one file.
 
-Searches run side by side; a change waits for them, and they for it. A change runs to its end whatever signal comes, and
-takes back the vectors that FAISS could not add, so that those and the rows stay in step.
+Searches run side by side; a change waits for them, and they for it. Ctrl-C waits for the end of a change, and vectors
+that FAISS could not add are taken back, so that vectors and rows stay in step.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +20,7 @@ from . import _index_file
 from ._exceptions import InvalidInputError
 from ._faiss_kinds import KINDS, Exhaustive, Hnsw, IvfPq, default_code_bytes, empty, faiss, train, wrap
 from ._filters import Condition, decode_metadata
-from ._locks import ReadWriteLock, T, to_the_end
+from ._locks import ReadWriteLock, undisturbed
 from ._rows import Positions, Rows
 from ._similarity import blocks
 from ._store import IndexInfo, Match, Matches, Vectors, choose
@@ -123,13 +122,36 @@ class FaissStore:
         """Accept every row: memory alone limits them."""
 
     def add(self, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
-        self._change(partial(self._append, ids, vectors, metadata))
+        with undisturbed(), self._lock.writing():
+            self._append(ids, vectors, metadata)
 
     def upsert(self, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
-        self._change(partial(self._upsert, ids, vectors, metadata))
+        with undisturbed(), self._lock.writing():
+            here = self._rows.positions(ids)
+            if isinstance(self._vectors, Hnsw):
+                self._append(ids, vectors, metadata)
+                self._kill(self._vectors, here)
+                return
+            given = {own: index for index, own in enumerate(ids)}
+            self._own()
+            old = [given[self._rows.ids[position]] for position in here.tolist()]
+            self._vectors.replace(here, vectors[old])
+            self._rows.replace(here, [metadata[index] for index in old])
+            new = sorted(set(range(len(ids))) - set(old))
+            self._append([ids[index] for index in new], vectors[new], [metadata[index] for index in new])
 
     def delete(self, ids: Iterable[str]) -> int:
-        return self._change(partial(self._delete, ids))
+        with undisturbed(), self._lock.writing():
+            positions = self._rows.positions(ids)
+            if isinstance(self._vectors, Hnsw):
+                self._kill(self._vectors, positions)
+            elif len(positions):
+                self._own()
+                tail = np.arange(len(self._rows) - len(positions), len(self._rows))
+                movers = np.setdiff1d(tail, positions)
+                self._vectors.remove(positions, movers)
+                self._rows.remove(positions, movers)
+            return len(positions)
 
     def search(self, vectors: Vectors, k: int, conditions: Sequence[Condition]) -> Matches:
         with self._lock.reading():
@@ -157,13 +179,6 @@ class FaissStore:
     def close(self) -> None:
         """Do nothing: no connection is open, and the file of mapped vectors closes with the last use of them."""
 
-    def _change(self, work: Callable[[], T]) -> T:
-        def alone() -> T:
-            with self._lock.writing():
-                return work()
-
-        return to_the_end(alone)
-
     def _append(self, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
         if not len(ids):
             return
@@ -187,32 +202,6 @@ class FaissStore:
             self._rows.append([None] * num_missing, [""] * num_missing)
         else:
             self._vectors.cut(num_rows)
-
-    def _upsert(self, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
-        here = self._rows.positions(ids)
-        if isinstance(self._vectors, Hnsw):
-            self._append(ids, vectors, metadata)
-            self._kill(self._vectors, here)
-            return
-        given = {own: index for index, own in enumerate(ids)}
-        self._own()
-        old = [given[self._rows.ids[position]] for position in here.tolist()]
-        self._vectors.replace(here, vectors[old])
-        self._rows.replace(here, [metadata[index] for index in old])
-        new = sorted(set(range(len(ids))) - set(old))
-        self._append([ids[index] for index in new], vectors[new], [metadata[index] for index in new])
-
-    def _delete(self, ids: Iterable[str]) -> int:
-        positions = self._rows.positions(ids)
-        if isinstance(self._vectors, Hnsw):
-            self._kill(self._vectors, positions)
-        elif len(positions):
-            self._own()
-            tail = np.arange(len(self._rows) - len(positions), len(self._rows))
-            movers = np.setdiff1d(tail, positions)
-            self._vectors.remove(positions, movers)
-            self._rows.remove(positions, movers)
-        return len(positions)
 
     def _kill(self, graph: Hnsw, positions: Positions) -> None:
         """Let positions of a graph go, and build it again once too many are gone."""

@@ -1,14 +1,12 @@
-"""A lock that many readers share and a writer has alone, and work that no signal cuts short."""
+"""A lock that many readers share and a writer has alone, and work that Ctrl-C does not cut short."""
 
 from __future__ import annotations
 
+import signal
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
-
-T = TypeVar("T")
+from types import FrameType
 
 
 class ReadWriteLock:
@@ -54,7 +52,18 @@ class ReadWriteLock:
                 self._changed.notify_all()
 
 
-def to_the_end(work: Callable[[], T]) -> T:
-    """Do work in a thread of its own and wait for it: what a signal raises, it raises here, and after the work."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(work).result()
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put Ctrl-C off until the end; it interrupts the main thread alone."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda *arguments: received.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if received:
+            handler(*received[0])

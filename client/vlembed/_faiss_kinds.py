@@ -32,7 +32,6 @@ VECTORS_PER_LIST = 40  # of the ones that train; FAISS warns below 39
 CODE_ITERATIONS = 10  # of k-means; FAISS's 25 gain nothing: recall@10 was 0.48 after 4 as after 25 (10^4 x 512)
 RANGE_MARGIN = 0.1  # that int8 adds at both ends of the range of each dimension, for vectors to come
 MIN_CANDIDATES = 64  # of a first pass, however small k is
-CACHE_LINE_BYTES = 64
 EXACT_SHARE = 0.1  # of the rows: a filter that leaves fewer is answered by comparing them all
 
 
@@ -86,7 +85,6 @@ class Exhaustive:
         if mask is not None:  # FAISS compares signs of all rows or of none
             is_exact |= isinstance(self._coarse, faiss().IndexLSH) or mask.mean() < EXACT_SHARE
         if is_exact:
-            queries = aligned(queries) if len(queries) > 1 else queries
             return _search(self._flat, queries, k, _parameters(faiss().SearchParameters, mask))
         candidates = min(self._flat.ntotal, max(k * self._oversampling, MIN_CANDIDATES))
         first_pass = {} if mask is None else {"base_index_params": _parameters(faiss().SearchParameters, mask)}
@@ -214,15 +212,6 @@ def _parameters(of_kind: Callable[..., Any], mask: Mask | None, **options: int) 
     if mask is None:
         return of_kind(**options) if options else None
     return of_kind(sel=faiss().IDSelectorBitmap(np.packbits(mask, bitorder="little")), **options)
-
-
-def aligned(vectors: Vectors) -> Vectors:
-    """Return vectors that begin with a cache line, as numpy's seldom do: FAISS then compares many a tenth faster."""
-    buffer = np.empty(vectors.size + CACHE_LINE_BYTES // 4, np.float32)
-    start = -buffer.__array_interface__["data"][0] % CACHE_LINE_BYTES // 4
-    copy = buffer[start : start + vectors.size].reshape(vectors.shape)
-    copy[...] = vectors
-    return copy
 
 
 def _search(index: Any, queries: Vectors, k: int, parameters: Any) -> Hits:

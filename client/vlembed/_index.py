@@ -317,7 +317,7 @@ class Index:
             client, info = self._client_for("a query that is no vector"), self.info
             batch = client.embed_query(batch, info.instruction, dimensions=info.dimensions, **options)
         vectors = self._checked_vectors("queries", batch, fingerprint)
-        vectors = _unit32(vectors, row_norms("queries", vectors, refuse_zero=True))
+        vectors = unit(vectors, row_norms("queries", vectors, refuse_zero=True), np.float32)
         return self._store.search(vectors, int(k), conditions)
 
     def _change(
@@ -373,7 +373,7 @@ class Index:
         texts: Sequence[str],
     ) -> None:
         for rows in blocks(len(ids), BLOCK_ROWS):
-            write(ids[rows], _unit32(vectors[rows], norms[rows]), texts[rows])
+            write(ids[rows], unit(vectors[rows], norms[rows], np.float32), texts[rows])
 
     def _client_for(self, what: str) -> EmbeddingClient:
         if self._client is None:
@@ -404,7 +404,3 @@ class Index:
                 f"{name} are {vectors.dtype} {vectors.shape}; this index takes floats (n, {self.info.dimensions})."
             )
         return vectors
-
-
-def _unit32(vectors: npt.NDArray[Any], norms: npt.NDArray[Any]) -> Vectors:
-    return unit(vectors, norms).astype(np.float32, copy=False)

@@ -28,6 +28,11 @@ class Place:
     token: str = ""
     stamp: tuple[int, int] | None = None  # of the file before the command began
 
+    @property
+    def path(self) -> Path | None:
+        """Return its file, None if it is on a server."""
+        return None if "://" in self.uri else Path(self.uri or self.name)
+
     def open(self, client: EmbeddingClient | None = None) -> Index:
         """Open an index that is there and, if a client is given, of the model of its server."""
         if self.uri:

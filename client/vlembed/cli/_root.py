@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
@@ -42,15 +43,15 @@ class Root(click.Group):
         """Run the command line and exit."""
         sys.exit(self._run(*args, **kwargs | {"standalone_mode": False}))
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the options of the root; --help and --version write."""
+        with _reader_may_leave():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the subcommand, and leave quietly when nobody reads its output any more."""
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-            return result
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
-            ctx.exit(READER_LEFT)
+        """Parse the rest, and run the subcommand."""
+        with _reader_may_leave():
+            return super().invoke(ctx)
 
     def _run(self, *args: Any, **kwargs: Any) -> int:
         try:
@@ -65,8 +66,25 @@ class Root(click.Group):
             print_errors(error.format_message().split("\n"))
             return error.exit_code
         except (VlembedError, OSError) as error:
+            if isinstance(error, OSError):
+                _write_no_more()
             print_errors([str(error)])
             return REFUSED if isinstance(error, InvalidInputError | MissingExtraError) else FAILED
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Leave quietly when nobody reads the output any more."""
+    try:
+        yield
+    except BrokenPipeError:
+        _write_no_more()
+        raise click.exceptions.Exit(READER_LEFT) from None
+
+
+def _write_no_more() -> None:
+    """Leave nothing to Python, which flushes standard output at its end, and would fail again."""
+    sys.stdout = io.StringIO()
 
 
 def print_errors(messages: Sequence[str]) -> None:

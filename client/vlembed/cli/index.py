@@ -17,7 +17,7 @@ from .._items import DATA_URI
 from ..bulk._output import fill, verify_ids
 from ._inputs import Command, Entry, takes_items
 from ._options import EMBED_OPTIONS, ITEM_OPTIONS, takes_client, takes_embed_options
-from ._outputs import Output, takes_output, to_json, to_pairs
+from ._outputs import Output, require_apart, takes_output, to_json, to_pairs
 from ._places import Place, takes_place
 from ._root import INCOMPLETE, SUBCOMMAND
 from ._vectors import embed_entries, takes_keep_going
@@ -172,6 +172,7 @@ def load_from_bulk(place: Place, output: Path, design: Mapping[str, Any]) -> Non
 @takes_output("table", "json")
 def info(place: Place, output: Output) -> None:
     """Show what an index holds, and the model that it is for."""
+    require_apart({"INDEX": place.path, "--output": output.path})
     with place.open() as opened:
         told = {"rows": len(opened), **asdict(opened.info)}
     if output.format == "json":

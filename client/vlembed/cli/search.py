@@ -14,7 +14,7 @@ from .._store import Match
 from ._conditions import parse_conditions
 from ._inputs import Entry, is_named_as_image, refuse_metadata, takes_items
 from ._options import ITEM_OPTIONS, takes_client, takes_embed_options
-from ._outputs import Output, takes_output, to_json, to_table
+from ._outputs import Output, require_apart, takes_output, to_json, to_table, write_file
 from ._places import Place, takes_place
 from ._report import Card, picture_of, to_html
 from ._vectors import embed_entries
@@ -76,14 +76,14 @@ def search(
     where = parse_conditions(conditions)
     if report and not report.parent.is_dir():
         raise click.UsageError(f"--report is {str(report)!r}, in no folder that exists.")
+    require_apart({"INDEX": place.path, "--output": output.path, "--report": report})
     with place.open(client) as index:
         info = index.info
         options = {**options, "instruction": info.instruction, "dimensions": info.dimensions}
         _, queries = embed_entries(client, entries, options)
         found = index.search_batch(queries, k, where=where)
     results = list(zip(entries, found, strict=True))
-    output.write(FORMS[output.format](results))
-    if report:
+    if report:  # first, for the reader of the result may leave
         facts = {
             "checkpoint": client.info().checkpoint,
             "fingerprint": info.fingerprint,
@@ -91,7 +91,8 @@ def search(
             "k": str(k),
         }
         facts |= {"where": " and ".join(conditions)} if conditions else {}
-        report.write_text(_page(place.name, facts, results, pictures), encoding="utf-8")
+        write_file(report, _page(place.name, facts, results, pictures).encode(errors="replace"))
+    output.write(FORMS[output.format](results))
 
 
 def _row(result: Result) -> dict[str, Any]:

@@ -6,8 +6,10 @@ import io
 import json
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import click.testing
 import numpy as np
@@ -213,6 +215,34 @@ def test_nothing_is_written_when_it_fails(run: Run) -> None:
     Path("x.npy").write_bytes(b"precious")
     refused(run("embed", "bad", "-o", "x.npy"))
     assert Path("x.npy").read_bytes() == b"precious"
+
+
+def test_a_file_is_replaced_as_a_whole(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("x.npy").write_bytes(b"precious")
+    Path("x.npy").chmod(0o640)
+    Path("link.npy").symlink_to("x.npy")
+    with monkeypatch.context() as patch:
+        patch.setattr("vlembed._files.os.fsync", failing := Mock(side_effect=OSError(28, "No space left on device")))
+        assert "'link.npy' cannot be written (No space left" in refused(run("embed", "a", "-o", "link.npy"), status=1)
+    assert failing.called
+    assert Path("x.npy").read_bytes() == b"precious"
+    assert run("embed", "a", "-o", "link.npy").exit_code == 0
+    assert Path("link.npy").is_symlink()
+    assert np.load("x.npy").shape == (1, 8)
+    assert Path("x.npy").stat().st_mode & 0o777 == 0o640
+    assert {path.name for path in Path().iterdir()} == {"x.npy", "link.npy"}
+
+
+def test_output_to_a_pipe_a_device_and_a_dash(run: Run) -> None:
+    os.mkfifo("pipe.npy")
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(Path("pipe.npy").read_bytes)
+        assert run("embed", "a", "-o", "pipe.npy").exit_code == 0
+    assert np.load(io.BytesIO(read.result())).shape == (1, 8)
+    result = run("embed", "a", "-o", "/dev/full", "--format", "npy")
+    assert "'/dev/full' cannot be written (No space left on device)" in refused(result, status=1)
+    assert np.load(io.BytesIO(run("embed", "a", "-o", "-", "--format", "npy").stdout_bytes)).shape == (1, 8)
+    assert not Path("-").exists()
 
 
 def test_similarity(run: Run) -> None:

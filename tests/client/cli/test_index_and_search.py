@@ -13,6 +13,7 @@ from tests.client.cli.conftest import Run
 from tests.client.conftest import INFO
 from tests.samples import encode, image
 from vlembed.cli._conditions import parse_conditions
+from vlembed.cli._outputs import Output
 from vlembed.cli._places import MILVUS
 
 pytest.importorskip("faiss")
@@ -177,6 +178,29 @@ def test_a_report_beside_the_result(notes: Run) -> None:
     Path("moved").mkdir()
     Path("b.png").rename("moved/a.png")
     assert not notes("search", "notes.index", "apple", "--report", "found.html", "--pictures", "moved").stderr
+
+
+def test_files_that_a_command_writes_are_others_than_it_reads(notes: Run) -> None:
+    before = Path("notes.index").read_bytes()
+    Path("link.html").symlink_to("notes.index")
+    search = ["search", "notes.index", "apple"]
+    assert "INDEX and --report are both 'notes.index'" in refused(notes(*search, "--report", "./notes.index"))
+    assert "INDEX and --report are both 'link.html'" in refused(notes(*search, "--report", "link.html"))
+    assert "INDEX and --output" in refused(notes(*search, "-o", "notes.index", "--format", "json"))
+    assert "--output and --report" in refused(notes(*search, "-o", "x.json", "--report", "x.json"))
+    assert "INDEX and --output" in refused(
+        notes("index", "info", "notes.index", "-o", "notes.index", "--format", "json")
+    )
+    assert Path("notes.index").read_bytes() == before
+
+
+def test_the_report_is_there_when_the_reader_of_the_result_leaves(notes: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(self: Output, data: str) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Output, "write", leave)
+    assert notes("search", "notes.index", "apple", "--report", "found.html").exit_code == 141
+    assert Path("found.html").stat().st_size
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any
-from unicodedata import category, east_asian_width
+from unicodedata import bidirectional, category, east_asian_width
 
 import click
 import numpy as np
@@ -21,6 +21,7 @@ from .._files import replacing
 from ._inputs import STDIN, Command, Decorator
 
 BINARY = ("npy", "parquet")
+BIDI_CONTROLS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # U+202A to 202E, U+2066 to 2069
 MAX_CELL = 48  # columns of a table's text
 FLOAT32_DIGITS = 9  # that tell every float32 apart
 
@@ -130,6 +131,11 @@ def to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def to_text(value: Any) -> str:
+    """Return a string as it is, and any other value of JSON as JSON."""
+    return value if isinstance(value, str) else to_json(value)
+
+
 def to_floats(values: npt.NDArray[np.floating[Any]]) -> list[Any]:
     """Return (d,) or (n, d) as lists; of float32 with the digits that make the same float32 again."""
     if values.ndim > 1:
@@ -180,12 +186,21 @@ def _cell(value: str | float) -> tuple[str | float, str]:
 
 def shorten(text: str, max_width: int = MAX_CELL) -> str:
     """Return a text on one line, without what a terminal would obey, cut to a width."""
-    text = "".join(char for char in " ".join(text.split()) if char.isprintable() or category(char) == "Cf")
+    text = without_controls(" ".join(text.split()))
     if width(text) <= max_width:
         return text
     while width(text) >= max_width:
         text = text[:-1]
     return f"{text}…"
+
+
+def without_controls(text: str) -> str:
+    """Leave out what a terminal would obey, or what would turn the text around it; white space stays."""
+    return "".join(
+        char
+        for char in text
+        if char.isspace() or char.isprintable() or (category(char) == "Cf" and bidirectional(char) not in BIDI_CONTROLS)
+    )
 
 
 def width(text: str) -> int:

@@ -14,25 +14,25 @@ import click
 from .._exceptions import InvalidInputError, MissingExtraError, VlembedError
 
 CURES = {  # of Python, and how this command spells them
-    r"pass allow_reference_text=True": "give --allow-reference-text",
-    r"pass Path\(.*?\)": "give it with --image",
     r"ask for truncation \(truncate\)": "give --truncate",
     r"pass a client, or dimensions and a fingerprint": "use `vlembed index create`",
-    r"upsert replaces": "--replace replaces them",
     r"with Columns\.": "with --column.",
     r"without retry_errors": "without --retry-errors",
 }
+MAX_TOLD = 20  # lines of errors where nothing is done
 SUBCOMMAND = "COMMAND [ARGS]..."  # in help; click's own differs between versions
 HELP_WIDTH = 100  # columns, of whatever terminal: client/CLI.md holds the pages as they are
 FAILED, REFUSED, INCOMPLETE, INTERRUPTED, READER_LEFT = 1, 2, 3, 130, 141  # the last two as a shell tells of a signal
 
 
 class InputError(click.ClickException):
-    """What was given is wrong; a line for each thing that is."""
+    """What was given is wrong, and all of it is refused; a line for each thing that is, as far as people read."""
 
     exit_code = REFUSED
 
     def __init__(self, *messages: str) -> None:
+        if len(messages) > MAX_TOLD:
+            messages = (*messages[:MAX_TOLD], f"and {len(messages) - MAX_TOLD} more")
         super().__init__("\n".join(" ".join(message.split("\n")) for message in messages))
 
 

@@ -199,7 +199,7 @@ def without_controls(text: str) -> str:
     return "".join(
         char
         for char in text
-        if char.isspace() or char.isprintable() or (category(char) == "Cf" and bidirectional(char) not in BIDI_CONTROLS)
+        if char.isspace() or (category(char) not in ("Cc", "Cs") and bidirectional(char) not in BIDI_CONTROLS)
     )
 
 

@@ -129,8 +129,8 @@ def bulk(
         raise
     report = verify(folder) if is_verified else report
     if report.num_errors:
-        for failure in read_failures(folder, NUM_FAILURES):
-            print_errors([f"{failure['place']}: {failure['message']}"])
+        failures = read_failures(folder, NUM_FAILURES)
+        print_errors([f"{failure['place']}: {failure['message']}" for failure in failures])
         click.echo(f"note: {report.num_errors} rows failed, {folder}/errors has the reasons", err=True)
     told = asdict(report)
     output.write(to_json(told) if output.format == "json" else to_pairs(told))

@@ -28,6 +28,11 @@ URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 DATA_URI = re.compile(r"data:[^,\s]*;base64,\S*|data:\w+/[^,\s]+,\S*", re.IGNORECASE)
 IMAGE_PATH = re.compile(r"\S+\.(?:jpe?g|png|webp|gif|bmp|tiff?|heic|avif|svg)", re.IGNORECASE)
 MAX_FILE_BYTES = 256 << 20  # larger ones are not even read; what a server takes is far less
+REFERENCES = {  # what a text may be, and what is probably meant
+    "a URL": (URL, "its content: download it and pass a text, or a Path or the bytes of an image"),
+    "a data: URI": (DATA_URI, "the image in it: pass it as bytes, text.encode()"),
+    "the path of an image file": (IMAGE_PATH, "the image: pass Path({!r})"),
+}
 INSIST = "To embed the string itself, pass allow_reference_text=True."
 IMAGES = "a Path, the bytes of an encoded image, a PIL image, or a numpy array uint8 (H, W, 3 or 4)"
 
@@ -147,17 +152,16 @@ def prepare_item(item: ItemLike, instruction: str | None, allow_reference_text: 
     )
 
 
+def reference_in(text: str) -> str | None:
+    """Name what a text refers to instead of saying it, None if it is a text like others."""
+    return next((what for what, (pattern, _) in REFERENCES.items() if pattern.fullmatch(text.strip())), None)
+
+
 def _refuse_reference(text: str) -> None:
-    text = text.strip()
-    for pattern, what, meant in (
-        (URL, "a URL", "its content: download it and pass a text, or a Path or the bytes of an image"),
-        (DATA_URI, "a data: URI", "the image in it: pass it as bytes, text.encode()"),
-        (IMAGE_PATH, "the path of an image file", f"the image: pass Path({text[:60]!r})"),
-    ):
-        if pattern.fullmatch(text):
-            raise BadItemError(
-                "TEXT_IS_REFERENCE", f"the text {text[:60]!r} is {what}. You probably mean {meant}. {INSIST}"
-            )
+    if what := reference_in(text):
+        start = text.strip()[:60]
+        meant = REFERENCES[what][1].format(start)
+        raise BadItemError("TEXT_IS_REFERENCE", f"the text {start!r} is {what}. You probably mean {meant}. {INSIST}")
 
 
 def check_item(item: PreparedItem, bounds: Mapping[str, int]) -> None:

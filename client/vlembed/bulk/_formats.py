@@ -71,7 +71,7 @@ class ImageFile:
         yield Cursor(0, 1)
 
     def read(self, path: Path, start: Cursor) -> Rows:
-        yield start, {"image": path}
+        yield start, {"image": Path(path.name)}
 
 
 class JsonLines:

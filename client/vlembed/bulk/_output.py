@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,13 @@ def read_blocks(output: str | Path, block_rows: int = BLOCK_ROWS) -> Iterator[Bl
                     fingerprint=manifest.settings.fingerprint,
                 ),
             )
+
+
+def read_failures(output: Path, max_rows: int) -> list[dict[str, Any]]:
+    """Return the first rows of an output that have no vector, as they are in its errors."""
+    manifest = read_manifest(output)
+    rows = (row for file in manifest.error_files() for row in _open(manifest, file).read().to_pylist())
+    return list(islice(rows, max_rows))
 
 
 def verify(output: str | Path) -> Report:

@@ -203,6 +203,6 @@ def _read_on(root: Path, file: Path, shard: Shard, columns: Columns) -> Iterator
                 _compare(planned, _entry(root, path), images_may_differ=False)
             for cursor, fields in FORMATS[suffix].read(path, start):
                 place = name if is_image else f"{name}:{cursor.number}"
-                yield to_row(fields, Columns() if is_image else columns, position, place, path.parent)
+                yield to_row(fields, Columns() if is_image else columns, position, place, root, name)
                 position += 1
             start = Cursor(0, 1)

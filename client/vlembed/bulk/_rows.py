@@ -1,4 +1,4 @@
-"""What a row means: which fields are the item, which its id, and what is kept as metadata.
+"""What a row means: which fields are the item, which its id, and what of it is metadata.
 
 Knows columns and items; knows nothing of files or servers.
 """
@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,10 @@ URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns that make an item; all others are its metadata, except binary ones.
+    """The names of the columns that make an item.
+
+    Its metadata are all others, except binary ones, and, where no other has that name, `text` and, unless the image is
+    in the table itself, `image`: its path, relative to the folder that all inputs are in.
 
     An image is a path relative to its file, the text of a data: URI, bytes, or, as `datasets` writes it,
     {"bytes": ..., "path": ...}, where JSON spells bytes in base64.
@@ -82,7 +85,7 @@ class Failure:
 
 
 def to_row(
-    fields: Mapping[str, Any] | BadRowError, columns: Columns, position: int, place: str, folder: Path
+    fields: Mapping[str, Any] | BadRowError, columns: Columns, position: int, place: str, root: Path, name: str
 ) -> Row | Failure:
     """Make a row of fields.
 
@@ -96,23 +99,27 @@ def to_row(
         Of the row in the whole input.
     place
         The row's file and number, which are its id if it has none of its own.
-    folder
-        What paths of images are relative to.
+    root, name
+        The folder of all inputs, and the row's file in it. Paths of images begin beside that file.
     """
     own_id = place
     try:
         if isinstance(fields, BadRowError):
             raise fields
         rest = dict(fields)
-        own_id = f"{place.rpartition(':')[0]}:{rest.pop(KEY)}" if KEY in rest else place
-        own = {role: rest.pop(name, None) for role, name in vars(columns).items()}
+        own_id = f"{name}:{rest.pop(KEY)}" if KEY in rest else place
+        own = {role: rest.pop(column, None) for role, column in vars(columns).items()}
         own_id = _id(own["id"], own_id)
-        row = Row(position, own_id, place, _metadata(rest), _item(own, folder, sorted(fields)))
+        item = _item(own, Path(name).parent, sorted(fields))
+        metadata = item_metadata(item.text, str(item.image) if isinstance(item.image, Path) else "", rest)
+        if isinstance(item.image, Path):
+            item = replace(item, image=root / item.image)
+        row = Row(position, own_id, place, _to_json_object(metadata), item)
         row.metadata.encode()
     except BadRowError as error:
         return Failure(position, own_id, place, error.code, str(error))
     except UnicodeEncodeError as error:
-        message = f"the row's metadata cannot be UTF-8 ({error}). Save the input as UTF-8."
+        message = f"the row cannot be UTF-8 ({error}). Save the input as UTF-8."
         return Failure(position, own_id, place, "TEXT_NOT_UTF8", message)
     return row
 
@@ -129,6 +136,8 @@ def _id(value: object, default: str) -> str:
 def _item(own: Mapping[str, Any], folder: Path, names: list[str]) -> Item:
     text = None if own["text"] == "" else own["text"]
     image = _image(own["image"], folder)
+    if text is not None and not isinstance(text, str):
+        raise BadRowError("WRONG_TYPE", f"the text is {text!r:.60}; it needs to be a string.")
     if text is None and image is None:
         raise BadRowError("ITEM_EMPTY", f"the row has neither text nor image, only {names}. Give it one.")
     return Item(text=text, image=image, instruction=own["instruction"] or None)
@@ -139,8 +148,10 @@ def _image(value: Any, folder: Path) -> Path | bytes | None:
         value = _decode_base64(value["bytes"]) if value.get("bytes") else value.get("path")
     if value is None or value == "" or value == b"":
         return None
-    if isinstance(value, bytes | Path):
+    if isinstance(value, bytes):
         return value
+    if isinstance(value, Path):
+        return folder / value
     if not isinstance(value, str):
         raise BadRowError("WRONG_TYPE", f"the image is {value!r:.60}; it needs to be a path, bytes or a data: URI.")
     if value.startswith("data:"):
@@ -159,7 +170,13 @@ def _decode_base64(value: Any) -> bytes:
         ) from None
 
 
-def _metadata(fields: Mapping[str, Any]) -> str:
+def item_metadata(text: str | None, image: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is kept of an item beside its vector: its text, the path of its image, and its other fields."""
+    own = {"text": text, "image": image}
+    return {name: value for name, value in own.items() if value} | dict(fields)
+
+
+def _to_json_object(fields: Mapping[str, Any]) -> str:
     try:
         return json.dumps(_to_json(fields), ensure_ascii=False)
     except RecursionError as error:

@@ -89,7 +89,7 @@ def check_file(output: Path, name: str, sha256: str) -> None:
 
 
 class EmbeddedRows:
-    """Rows with their vectors, as they come, without their items.
+    """Rows with their vectors, as they come, without their images.
 
     Parameters
     ----------

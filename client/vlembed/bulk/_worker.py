@@ -14,7 +14,7 @@ from typing import Any
 
 from .._client import EmbeddingClient
 from .._exceptions import ItemError
-from .._items import Item
+from .._items import Item, reference_in
 from .._retry import Retry
 from ._manifest import INPUT, Settings, ShardRecord, changed_model
 from ._plan import Shard, read_rows
@@ -115,7 +115,7 @@ class Worker:
                 dimensions=settings.dimensions,
                 max_pixels=settings.max_pixels,
                 truncate=settings.truncate,
-                allow_reference_text=settings.allow_reference_text,
+                allow_reference_text=True,  # `_rows` has refused the others
             ):
                 shard, row = waiting.popleft()
                 if isinstance(row, Failure):
@@ -141,11 +141,25 @@ class Worker:
         return client
 
     def _rows(self, task: Task) -> Iterator[Row | Failure]:
-        rows = read_rows(self.root, self.output / INPUT, task.shard, Columns(**self.settings.columns))
+        rows = map(
+            self._without_reference,
+            read_rows(self.root, self.output / INPUT, task.shard, Columns(**self.settings.columns)),
+        )
         if not task.finished or not task.finished["errors"]:
             return rows
         failed = read_positions(self.output, task.finished["errors"])
         return (row for row in rows if row.position in failed)
+
+    def _without_reference(self, row: Row | Failure) -> Row | Failure:
+        if isinstance(row, Failure) or row.item.text is None or self.settings.allow_reference_text:
+            return row
+        if not (what := reference_in(row.item.text)):
+            return row
+        message = (
+            f"the text {row.item.text.strip()[:60]!r} is {what}. If an image is meant, give its path in the column of "
+            "images; if the string itself is, embed with --allow-reference-text (allow_reference_text=True)."
+        )
+        return Failure(row.position, row.id, row.place, "TEXT_IS_REFERENCE", message)
 
     def _finish(self, shard: ShardInFlight) -> ShardRecord:
         self._connect().close()  # a server may have been restarted with another model while the shard was embedded

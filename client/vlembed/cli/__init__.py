@@ -31,7 +31,7 @@ def vlembed(context: click.Context) -> None:
     \b
     Exit status
       0    done
-      1    the server or the machine failed
+      1    the server or the machine failed, or no item could be indexed
       2    wrong usage, bad input, or a library is missing
       3    some items failed; the others are done
       130  interrupted

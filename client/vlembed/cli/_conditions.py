@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-CONDITION = re.compile(r"(?P<field>.+?)(?P<operator>!=|<=|>=|=|<|>)(?P<value>.*)", re.DOTALL)
+CONDITION = re.compile(r"(?P<field>.+?)(?P<operator>!=|<=|>=|==|=|<|>)(?P<value>.*)", re.DOTALL)
 
 
 def parse_conditions(conditions: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -30,8 +30,10 @@ def parse_conditions(conditions: Sequence[str]) -> dict[str, dict[str, Any]]:
         parts = CONDITION.fullmatch(condition)
         if not parts:
             raise click.UsageError(f"--where is {condition!r}. Give FIELD=VALUE, or with one of !=, <, <=, >, >=.")
-        value = _value(parts["value"])
-        relation = {"=": "in" if isinstance(value, list) else "=="}.get(parts["operator"], parts["operator"])
+        value = _value(condition, parts["value"].strip())
+        relation = "==" if parts["operator"] == "=" else parts["operator"]
+        if relation == "==" and isinstance(value, list):
+            relation = "in"
         relations = where.setdefault(parts["field"].strip(), {})
         if relation in relations:
             raise click.UsageError(
@@ -42,8 +44,15 @@ def parse_conditions(conditions: Sequence[str]) -> dict[str, dict[str, Any]]:
     return where
 
 
-def _value(text: str) -> Any:
+def _value(condition: str, text: str) -> Any:
     try:
         return json.loads(text)
+    except RecursionError as error:
+        raise click.UsageError(f"--where {condition[:60]!r} is nested too deeply. Give a value, or a list.") from error
     except ValueError:
-        return text.strip()
+        if text.startswith(("=", "<", ">", "~")):
+            raise click.UsageError(
+                f"--where {condition!r} has no known operator. Give one of =, !=, <, <=, >, >=; or if the value "
+                f"begins with {text[0]}, quote it: {json.dumps(text, ensure_ascii=False)}."
+            ) from None
+        return text

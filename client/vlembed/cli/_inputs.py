@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,11 +18,18 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import click
+from click.shell_completion import CompletionItem
 
 from .._items import DATA_URI, IMAGE_PATH, URL, Item
+from ..bulk._rows import item_metadata
 from ._root import InputError
 
 STDIN = "-"
+TEXT_OR_IMAGE = (
+    "Give a text that looks like the name of a file with --text, an image that does not with --image, and the lines of "
+    "a file as standard input."
+)
+MAX_URI_LETTERS = 30  # of a data: URI that is told to people
 MAX_ID_LETTERS = 120  # of an id that is made of a text; every index holds one of this length
 Command: TypeAlias = Callable[..., Any]
 Decorator: TypeAlias = Callable[[Command], Command]
@@ -35,7 +43,8 @@ class Entry:
     item: Item
     image: str = ""  # its path or data: URI, as it was given
     given_id: str = ""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)  # all others of its JSON line
+    is_literal: bool = False  # its text is one, whatever it looks like
 
     @property
     def id(self) -> str:
@@ -45,12 +54,19 @@ class Entry:
         name = self.image or " ".join((self.item.text or "").split())
         if len(name) <= MAX_ID_LETTERS:
             return name
-        return f"{name[:MAX_ID_LETTERS]}…{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        digest = hashlib.sha256(name.encode(errors="replace")).hexdigest()
+        return f"{name[:MAX_ID_LETTERS]}…{digest[:16]}"
 
     @property
     def label(self) -> str:
         """Return what people know it by."""
-        return " ".join(filter(None, [self.image[:200], self.item.text]))
+        image = f"{self.image[:MAX_URI_LETTERS]}…" if DATA_URI.fullmatch(self.image) else self.image
+        return " ".join(filter(None, [image, self.item.text]))
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Return what an index keeps of it; images stay in their files, and those of data: URIs are not kept."""
+        return item_metadata(self.item.text, "" if DATA_URI.fullmatch(self.image) else self.image, self.fields)
 
     def described(self) -> dict[str, Any]:
         """Return what is known of it without its vector."""
@@ -58,16 +74,22 @@ class Entry:
         return {"id": self.id, **{name: value for name, value in content.items() if value is not None}}
 
 
+def complete_file(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Have the shell complete names of files."""
+    return [CompletionItem(incomplete, type="file")]
+
+
 def takes_items(command: Command) -> Command:
     """Add the arguments that name items; the command gets them as `entries`."""
 
-    @click.argument("items", nargs=-1, metavar="[ITEM]...")
+    @click.argument("items", nargs=-1, metavar="[ITEM]...", shell_complete=complete_file)
     @click.option("--text", "texts", multiple=True, metavar="TEXT", help="A text, whatever it looks like. Repeatable.")
     @click.option(
         "--image",
         "images",
         multiple=True,
         metavar="PATTERN",
+        shell_complete=complete_file,
         help="An image file, or a glob in quotes (** crosses folders), whatever its suffix. Repeatable.",
     )
     @takes_input_format
@@ -80,7 +102,7 @@ def takes_items(command: Command) -> Command:
             raise click.UsageError("No items. Give texts or images, or pipe lines of text in.")
         entries = [
             *(entry for item in (items if given else [STDIN]) for entry in read_argument(item, input_format)),
-            *(Entry(f"--text {text[:60]!r}", Item(text=text)) for text in texts),
+            *(Entry(f"--text {text[:60]!r}", Item(text=text), is_literal=True) for text in texts),
             *(entry for pattern in images for entry in find_images(pattern)),
         ]
         return command(*args, entries=entries, **kwargs)
@@ -101,13 +123,13 @@ def takes_input_format(command: Command) -> Command:
     return option(command)
 
 
-def read_argument(argument: str, input_format: str) -> list[Entry]:
-    """Return the items that an argument names.
+def read_argument(argument: str, input_format: str, cure: str = TEXT_OR_IMAGE) -> list[Entry]:
+    """Return the items that an argument names; `cure` tells how to give one that is taken for another.
 
     Raises
     ------
     InputError
-        It names a file that is not there or one that is not called an image, or standard input is empty.
+        It names an image that is not there, or a file that is not called an image, or standard input is empty.
     """
     if argument == STDIN:
         entries = list(read_stdin(input_format))
@@ -117,13 +139,11 @@ def read_argument(argument: str, input_format: str) -> list[Entry]:
     if URL.fullmatch(argument) or DATA_URI.fullmatch(argument):
         return [Entry(f"argument {argument[:60]!r}", Item(text=argument))]  # the client says what may be meant
     if is_named_as_image(argument):
-        return find_images(argument, "or, if it is a text, with --text")
-    names_file = "*" in argument or ("/" in argument and Path(argument).exists())
-    if names_file and not re.search(r"\s", argument):
-        raise InputError(
-            f"{argument!r} may be a file or a text. Give it with --image or with --text; the arguments that end like "
-            "an image file (.png, .jpg, ...) are images, and all others texts."
-        )
+        return find_images(argument, cure)
+    if os.path.exists(argument):  # noqa: PTH110 (Path.exists raises of a long text)
+        raise InputError(f"{argument!r} is there as a file or a folder, and may be meant as a text. {cure}")
+    if "*" in argument and not re.search(r"\s", argument):
+        raise InputError(f"{argument!r} may be a glob of files or a text. {cure}")
     return [Entry(f"argument {argument[:60]!r}", Item(text=argument))]
 
 
@@ -132,7 +152,7 @@ def is_named_as_image(name: str) -> bool:
     return bool(IMAGE_PATH.fullmatch(f"x{Path(name).suffix}"))
 
 
-def find_images(pattern: str, otherwise: str = "") -> list[Entry]:
+def find_images(pattern: str, cure: str = "") -> list[Entry]:
     """Return the files of a path or glob, sorted.
 
     Raises
@@ -144,8 +164,8 @@ def find_images(pattern: str, otherwise: str = "") -> list[Entry]:
     paths = [pattern] if Path(pattern).is_file() else sorted(path for path in matches if Path(path).is_file())
     if not paths:
         raise InputError(
-            f"{pattern!r} matches no file in {str(Path.cwd())!r}. Give the path of an image file, or a glob in quotes"
-            f"{', ' + otherwise if otherwise else ''}."
+            f"{pattern!r} matches no file in {str(Path.cwd())!r}. Give the path of an image file, or a glob in quotes. "
+            + cure
         )
     for path in paths:
         if path != path.encode(errors="replace").decode():
@@ -175,23 +195,26 @@ def read_stdin(input_format: str) -> Iterator[Entry]:
 def _read_object(source: str, line: str) -> Entry:
     try:
         fields = json.loads(line)
+        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # no NaN, and no half of a character
     except (ValueError, RecursionError) as error:
         raise InputError(f"{source} is no JSON ({error}): {line[:60]!r}. Give an object a line.") from error
     if not isinstance(fields, dict) or not fields.keys() & {"text", "image"}:
         raise InputError(f"{source} is no object with a text or an image: {line[:60]!r}.")
-    text, image, instruction, given_id = (fields.pop(name, None) for name in ("text", "image", "instruction", "id"))
-    if not isinstance(image, str | None) or not isinstance(given_id, str | int | None) or isinstance(given_id, bool):
-        raise InputError(f"{source}: id is {given_id!r} and image is {image!r:.60}. Give strings, or leave them out.")
+    own = {name: fields.pop(name, None) for name in ("text", "image", "instruction", "id")}
+    for name, value in own.items():
+        if not isinstance(value, str | None) and not (name == "id" and type(value) is int):
+            raise InputError(f"{source}: {name} is {json.dumps(value)[:60]}. Give a string, or leave it out.")
+    text, image, instruction, given_id = own.values()
     picture = (image.encode() if DATA_URI.fullmatch(image) else Path(image)) if image else None
     given_id = "" if given_id is None else str(given_id)
-    return Entry(source, Item(text, picture, instruction), image=image or "", given_id=given_id, metadata=fields)
+    return Entry(source, Item(text, picture, instruction), image=image or "", given_id=given_id, fields=fields)
 
 
 def refuse_metadata(entries: Sequence[Entry]) -> None:
     """Refuse fields that a command has no use for, instead of dropping them."""
     for entry in entries:
-        if entry.metadata:
+        if entry.fields:
             raise InputError(
-                f"{entry.source} has {', '.join(map(repr, entry.metadata))}, which only `vlembed index` keeps. Remove "
+                f"{entry.source} has {', '.join(map(repr, entry.fields))}, which only `vlembed index` keeps. Remove "
                 "it, or check its spelling: text, image, id, instruction."
             )

@@ -40,7 +40,12 @@ def takes_server(command: Command) -> Command:
         "model; in the variable, with spaces between.",
     )
     @click.option(
-        "--timeout", default=60.0, show_default=True, metavar="SECONDS", help="The longest wait for a request."
+        "--timeout",
+        type=click.FloatRange(0, min_open=True),
+        default=60.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="The longest wait for a request.",
     )
     @click.option(
         "--header",
@@ -95,7 +100,7 @@ def takes_client(retry: Retry = Retry()) -> Decorator:  # noqa: B008 - it is fro
 def _split_header(header: str) -> tuple[str, str]:
     name, colon, value = header.partition(":")
     if not colon:
-        raise click.UsageError(f"--header is {header[:20]!r}, which has no colon. Give 'Name: value'.")
+        raise click.UsageError("a --header has no colon after its name. Give 'Name: value'.")
     return name.strip(), value.strip()
 
 

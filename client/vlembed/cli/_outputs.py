@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any
-from unicodedata import category, east_asian_width
+from unicodedata import bidirectional, category, east_asian_width
 
 import click
 import numpy as np
 import numpy.typing as npt
 
 from .._extras import require
-from ._inputs import Command, Decorator
+from .._files import replacing
+from ._inputs import STDIN, Command, Decorator
 
 BINARY = ("npy", "parquet")
+BIDI_CONTROLS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # U+202A to 202E, U+2066 to 2069
 MAX_CELL = 48  # columns of a table's text
 FLOAT32_DIGITS = 9  # that tell every float32 apart
 
@@ -33,12 +35,54 @@ class Output:
 
     def write(self, data: str | bytes) -> None:
         """Write the whole result."""
+        data = data if isinstance(data, bytes) else _lines(data)
         if self.path:
-            self.path.write_bytes(data if isinstance(data, bytes) else f"{data}\n".encode())
-        elif isinstance(data, bytes):
-            sys.stdout.buffer.write(data)
+            write_file(self.path, data)
         else:
-            click.echo(data)
+            _write_stdout(data)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file that others see whole or, until then, as it was.
+
+    Raises
+    ------
+    OSError
+        Naming the file.
+    """
+    try:
+        with replacing(path) as file:
+            file.write(data)
+    except OSError as error:
+        raise _unwritten(repr(str(path)), error) from error
+
+
+def _write_stdout(data: bytes) -> None:
+    view = memoryview(data)
+    try:
+        while view:  # what is unbuffered, as with PYTHONUNBUFFERED, may take less than all
+            view = view[sys.stdout.buffer.write(view) :]
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _unwritten("standard output", error) from error
+
+
+def _unwritten(name: str, error: OSError) -> OSError:
+    return OSError(f"{name} cannot be written ({error.strerror or error}). Free space, give access, or choose another.")
+
+
+def _lines(text: str) -> bytes:
+    return f"{text}\n".encode(errors="backslashreplace") if text else b""
+
+
+def require_apart(paths: Mapping[str, Path | None]) -> None:
+    """Refuse two of a command's files that are one, of which it would overwrite the other."""
+    seen: dict[Path, str] = {}
+    for name, path in paths.items():
+        if path and (other := seen.setdefault(path.resolve(), name)) != name:
+            raise click.UsageError(f"{other} and {name} are both {str(path)!r}. Name another file for {name}.")
 
 
 def takes_output(*formats: str, to_file: bool = True) -> Decorator:
@@ -48,7 +92,12 @@ def takes_output(*formats: str, to_file: bool = True) -> Decorator:
     )
     form_option = click.option("--format", "form", type=click.Choice(formats), help=text)
     path_option = click.option(
-        "--output", "-o", "path", type=click.Path(path_type=Path), metavar="FILE", help="Default: standard output."
+        "--output",
+        "-o",
+        "path",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Overwritten if it is there. Default, and -: standard output.",
     )
 
     def decorate(command: Command) -> Command:
@@ -64,6 +113,7 @@ def takes_output(*formats: str, to_file: bool = True) -> Decorator:
 def _choose(form: str | None, path: Path | None, formats: Sequence[str]) -> Output:
     """Check the output before there is anything to lose."""
     is_terminal = sys.stdout.isatty()
+    path = None if path == Path(STDIN) else path
     if path and (path.is_dir() or not path.parent.is_dir()):
         raise click.UsageError(f"--output is {str(path)!r}, a folder or in none. Give a file in a folder that exists.")
     if path and not form and path.suffix[1:] not in formats:
@@ -79,6 +129,11 @@ def _choose(form: str | None, path: Path | None, formats: Sequence[str]) -> Outp
 def to_json(value: Any) -> str:
     """Return one line of JSON; texts stay readable."""
     return json.dumps(value, ensure_ascii=False)
+
+
+def to_text(value: Any) -> str:
+    """Return a string as it is, and any other value of JSON as JSON."""
+    return value if isinstance(value, str) else to_json(value)
 
 
 def to_floats(values: npt.NDArray[np.floating[Any]]) -> list[Any]:
@@ -131,12 +186,21 @@ def _cell(value: str | float) -> tuple[str | float, str]:
 
 def shorten(text: str, max_width: int = MAX_CELL) -> str:
     """Return a text on one line, without what a terminal would obey, cut to a width."""
-    text = "".join(char for char in " ".join(text.split()) if char.isprintable() or category(char) == "Cf")
+    text = without_controls(" ".join(text.split()))
     if width(text) <= max_width:
         return text
     while width(text) >= max_width:
         text = text[:-1]
     return f"{text}…"
+
+
+def without_controls(text: str) -> str:
+    """Leave out what a terminal would obey, or what would turn the text around it; white space stays."""
+    return "".join(
+        char
+        for char in text
+        if char.isspace() or (category(char) not in ("Cc", "Cs") and bidirectional(char) not in BIDI_CONTROLS)
+    )
 
 
 def width(text: str) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -11,11 +13,15 @@ from typing import Any
 import click
 
 from .._client import EmbeddingClient
+from .._exceptions import InvalidInputError
 from .._index import Index
-from ._inputs import Command
+from .._items import URL
+from .._milvus_store import KINDS
+from .._store import HNSW_OPTIONS, choose
+from ._inputs import Command, complete_file
 from ._root import InputError
 
-MILVUS = re.compile(r"milvus\+(?:file:)?(?P<uri>.+)/(?P<collection>[^/]+)")
+MILVUS = re.compile(r"milvus\+(?:file:)?(?P<uri>(?<=\+)https?://.+|(?<=file:).+\.db)/(?P<collection>[^/]+)")
 
 
 @dataclass(frozen=True)
@@ -28,14 +34,16 @@ class Place:
     token: str = ""
     stamp: tuple[int, int] | None = None  # of the file before the command began
 
+    @property
+    def path(self) -> Path | None:
+        """Return its file, None if it is on a server."""
+        return None if "://" in self.uri else Path(self.uri or self.name)
+
     def open(self, client: EmbeddingClient | None = None) -> Index:
         """Open an index that is there and, if a client is given, of the model of its server."""
-        if self.uri:
-            index = Index.connect(self.uri, self.collection, token=self.token)
-        elif Path(self.name).is_file():
-            index = Index.load(self.name)
-        else:
+        if self.path and not (self.path.exists() if self.uri else self.path.is_file()):  # milvus-lite would make it
             raise InputError(f"there is no index {self.name!r}. Make it with `vlembed index create`.")
+        index = Index.connect(self.uri, self.collection, token=self.token) if self.uri else Index.load(self.name)
         if client and (served := client.info().fingerprint) != index.info.fingerprint:
             index.close()
             raise InputError(
@@ -44,26 +52,38 @@ class Place:
             )
         return index
 
-    def create(self, **options: Any) -> Index:
-        """Make an empty index where none is; the options are those of `Index.create`."""
+    def prepare(self, **options: Any) -> Callable[[], Index]:
+        """Return what makes an empty index where none is; the options are those of `Index.create`.
+
+        Raises
+        ------
+        InputError, InvalidInputError
+            One with rows is there, or none can be made so.
+        """
         if not self.uri:
-            path = Path(self.name)
-            if path.exists() or not path.parent.is_dir():
-                reason = "exists" if path.exists() else "is in no folder that exists"
-                raise InputError(f"{self.name!r} {reason}. Name a new file; `vlembed index add` adds to an index.")
-            return Index.create(**options)
-        index = self.open_or_create(**options)
-        if num_rows := len(index):
-            index.close()
-            raise InputError(f"{self.name!r} has {num_rows} rows. `vlembed index add` adds to it.")
-        return index
+            index = self._create_file(**options)
+            return lambda: index
+        if self.path is None or self.path.exists():
+            with suppress(InvalidInputError), self.open() as there:  # none is there, or whoever makes it says more
+                if num_rows := len(there):
+                    raise InputError(f"{self.name!r} has {num_rows} rows. `vlembed index add` adds to it.")
+        of_kind = {name: value for name, value in options.items() if name in HNSW_OPTIONS}
+        choose(options.get("kind", "hnsw"), of_kind, KINDS)
+        return lambda: self.open_or_create(**options)
+
+    def _create_file(self, **options: Any) -> Index:
+        path = Path(self.name)
+        if path.exists() or not path.parent.is_dir():
+            reason = "exists" if path.exists() else "is in no folder that exists"
+            raise InputError(f"{self.name!r} {reason}. Name a new file; `vlembed index add` adds to an index.")
+        return Index.create(**options)
 
     def open_or_create(self, **options: Any) -> Index:
         """Open an index that agrees with the options, or make one."""
         if self.uri:
             return Index.connect(self.uri, self.collection, token=self.token, **options)
         if not Path(self.name).exists():
-            return self.create(**options)
+            return self._create_file(**options)
         index = self.open()
         index.info.check(options, repr(self.name), "name a new file")
         return index
@@ -94,7 +114,7 @@ def stamp_of(path: str) -> tuple[int, int] | None:
 def takes_place(command: Command) -> Command:
     """Add the argument that names an index; the command gets a `Place` as `place`."""
 
-    @click.argument("index", metavar="INDEX")
+    @click.argument("index", metavar="INDEX", shell_complete=complete_file)
     @click.option(
         "--milvus-token",
         default="",
@@ -106,9 +126,10 @@ def takes_place(command: Command) -> Command:
     @wraps(command)
     def wrapped(*args: Any, index: str, milvus_token: str, **kwargs: Any) -> Any:
         parts = MILVUS.fullmatch(index)
-        if index.startswith("milvus+") and not parts:
+        if (index.startswith("milvus+") or URL.fullmatch(index)) and not parts:
             raise click.UsageError(
-                f"INDEX is {index!r}. Give milvus+http://host:19530/COLLECTION or milvus+file:PATH.db/COLLECTION."
+                f"INDEX is {index!r}. Give the name of a file, milvus+http://host:19530/COLLECTION, or "
+                "milvus+file:PATH.db/COLLECTION, whose file ends in .db."
             )
         if parts:
             place = Place(index, parts["uri"], parts["collection"], milvus_token)

@@ -14,7 +14,8 @@ from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 
-from .._items import DATA_URI
+from .._items import DATA_URI, MAX_FILE_BYTES
+from ._outputs import without_controls
 
 PICTURE_PX = 360  # longest side; twice what a card shows, for dense displays
 
@@ -47,7 +48,10 @@ def picture_of(image: str, folder: Path) -> str:
     """
     if DATA_URI.fullmatch(image):
         return image
-    data = (folder / image).read_bytes()
+    path = folder / image
+    if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
+        raise OSError(f"{image!r} is no file, or has more than {MAX_FILE_BYTES} bytes")
+    data = path.read_bytes()
     kind = mimetypes.guess_type(image)[0] or "application/octet-stream"
     if find_spec("PIL"):
         try:
@@ -81,7 +85,7 @@ def to_html(title: str, facts: Mapping[str, str], results: Iterable[tuple[Card, 
         Each query with its matches and their scores, best first; a bar of full length is 1.
     """
     sections = "\n".join(_section(query, matches) for query, matches in results)
-    return PAGE.format(style=STYLE, title=escape(title), facts=_facts(facts), sections=sections)
+    return without_controls(PAGE.format(style=STYLE, title=escape(title), facts=_facts(facts), sections=sections))
 
 
 def _section(query: Card, matches: Sequence[tuple[Card, float]]) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
@@ -13,25 +14,25 @@ import click
 from .._exceptions import InvalidInputError, MissingExtraError, VlembedError
 
 CURES = {  # of Python, and how this command spells them
-    r"pass allow_reference_text=True": "give --allow-reference-text",
-    r"pass Path\(.*?\)": "give it with --image",
     r"ask for truncation \(truncate\)": "give --truncate",
     r"pass a client, or dimensions and a fingerprint": "use `vlembed index create`",
-    r"upsert replaces": "--replace replaces them",
     r"with Columns\.": "with --column.",
     r"without retry_errors": "without --retry-errors",
 }
+MAX_TOLD = 20  # lines of errors where nothing is done
 SUBCOMMAND = "COMMAND [ARGS]..."  # in help; click's own differs between versions
 HELP_WIDTH = 100  # columns, of whatever terminal: client/CLI.md holds the pages as they are
 FAILED, REFUSED, INCOMPLETE, INTERRUPTED, READER_LEFT = 1, 2, 3, 130, 141  # the last two as a shell tells of a signal
 
 
 class InputError(click.ClickException):
-    """What was given is wrong; a line for each thing that is."""
+    """What was given is wrong, and all of it is refused; a line for each thing that is, as far as people read."""
 
     exit_code = REFUSED
 
     def __init__(self, *messages: str) -> None:
+        if len(messages) > MAX_TOLD:
+            messages = (*messages[:MAX_TOLD], f"and {len(messages) - MAX_TOLD} more")
         super().__init__("\n".join(" ".join(message.split("\n")) for message in messages))
 
 
@@ -42,15 +43,15 @@ class Root(click.Group):
         """Run the command line and exit."""
         sys.exit(self._run(*args, **kwargs | {"standalone_mode": False}))
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the options of the root; --help and --version write."""
+        with _reader_may_leave():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the subcommand, and leave quietly when nobody reads its output any more."""
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-            return result
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
-            ctx.exit(READER_LEFT)
+        """Parse the rest, and run the subcommand."""
+        with _reader_may_leave():
+            return super().invoke(ctx)
 
     def _run(self, *args: Any, **kwargs: Any) -> int:
         try:
@@ -65,8 +66,25 @@ class Root(click.Group):
             print_errors(error.format_message().split("\n"))
             return error.exit_code
         except (VlembedError, OSError) as error:
+            if isinstance(error, OSError):
+                _write_no_more()
             print_errors([str(error)])
             return REFUSED if isinstance(error, InvalidInputError | MissingExtraError) else FAILED
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Leave quietly when nobody reads the output any more."""
+    try:
+        yield
+    except BrokenPipeError:
+        _write_no_more()
+        raise click.exceptions.Exit(READER_LEFT) from None
+
+
+def _write_no_more() -> None:
+    """Leave nothing to Python, which flushes standard output at its end, and would fail again."""
+    sys.stdout = io.StringIO()
 
 
 def print_errors(messages: Sequence[str]) -> None:

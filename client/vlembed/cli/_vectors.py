@@ -10,11 +10,11 @@ import click
 
 from .._client import EmbeddingClient
 from .._exceptions import ItemError
+from .._items import reference_in
 from .._result import EmbeddedItem, Embeddings, stack
 from ._inputs import Command, Entry
 from ._root import InputError, print_errors
 
-MAX_TOLD = 20  # lines of errors
 MIN_SHOWN = 100  # items that are worth a progress bar
 
 
@@ -36,17 +36,36 @@ def embed_entries(
         Some cannot, and keep_going is not set.
     """
     progress = sys.stderr.isatty() and len(entries) >= MIN_SHOWN
-    rows, bad = list[EmbeddedItem](), list[ItemError]()
+    bad = {} if options["allow_reference_text"] else _references(entries)  # messages by index
+    sent = [index for index in range(len(entries)) if index not in bad]
+    rows = list[EmbeddedItem]()
     for outcome in client.embed_many(
-        [entry.item for entry in entries], on_error="return", progress=progress, **options
+        [entries[index].item for index in sent],
+        on_error="return",
+        progress=progress,
+        **{**options, "allow_reference_text": True},
     ):
-        bad.append(outcome) if isinstance(outcome, ItemError) else rows.append(outcome)
-    lines = [f"{entries[item.index].source}: {item.message}" for item in bad]
-    if len(lines) > MAX_TOLD:
-        lines[MAX_TOLD:] = [f"and {len(lines) - MAX_TOLD} more of {len(entries)} items"]
+        if isinstance(outcome, ItemError):
+            bad[sent[outcome.index]] = outcome.message
+        else:
+            rows.append(outcome)
+    lines = [f"{entries[index].source}: {message}" for index, message in sorted(bad.items())]
     if lines and not keep_going:
         raise InputError(*lines)
     print_errors(lines)
     info = client.info()
     vectors = stack(rows, options.get("dimensions") or info.dimensions, info.fingerprint)
-    return [entries[row.index] for row in rows], vectors
+    return [entries[sent[row.index]] for row in rows], vectors
+
+
+def _references(entries: Sequence[Entry]) -> dict[int, str]:
+    """Return what is said of texts that refer to something, by their index; those of --text are meant as they are."""
+    messages = {}
+    for index, entry in enumerate(entries):
+        text = (entry.item.text or "").strip()
+        if not entry.is_literal and (what := reference_in(text)):
+            messages[index] = (
+                f"the text {text[:60]!r} is {what}, whose content may be meant. Give an image as a file; to embed the "
+                "string itself, give --allow-reference-text."
+            )
+    return messages

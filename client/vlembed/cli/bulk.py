@@ -11,11 +11,13 @@ from typing import Any, get_args
 import click
 
 from ..bulk import Columns, embed_files, verify
+from ..bulk._output import read_failures
 from ..bulk._run import SHARD_SIZE, Dtype, Engine
 from ._options import ITEM_OPTIONS, takes_embed_options, takes_server
 from ._outputs import Output, takes_output, to_json, to_pairs
-from ._root import INCOMPLETE
+from ._root import INCOMPLETE, print_errors
 
+NUM_FAILURES = 5  # that are told
 ROLES = [field.name for field in fields(Columns)]
 
 
@@ -29,9 +31,21 @@ def _parse_columns(_context: click.Context, _option: click.Parameter, given: Seq
     return Columns(**names)
 
 
+def _check_paths(paths: Sequence[Path]) -> Sequence[Path]:
+    if len(paths) < 2:
+        given = f"only {str(paths[0])!r} is given" if paths else "none is given"
+        raise click.UsageError(f"INPUT and OUTPUT are needed, and {given}. Give files or folders, then a new folder.")
+    for path in paths[:-1]:
+        if not path.exists():
+            is_glob = "Leave the quotes off, or give the folder." if "*" in path.name else "Give files or folders."
+            raise click.UsageError(f"INPUT {str(path)!r} does not exist. {is_glob}")
+    if paths[-1].is_file():
+        raise click.UsageError(f"OUTPUT {str(paths[-1])!r} is a file. Give a folder, after the INPUTs.")
+    return paths
+
+
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=click.Path(path_type=Path, exists=True))
-@click.argument("folder", metavar="OUTPUT", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("paths", nargs=-1, metavar="INPUT... OUTPUT", type=click.Path(path_type=Path))
 @click.option(
     "--column",
     "columns",
@@ -42,7 +56,12 @@ def _parse_columns(_context: click.Context, _option: click.Parameter, given: Seq
     "Repeatable; all other columns are metadata.",
 )
 @click.option(
-    "--shard-size", default=SHARD_SIZE, show_default=True, metavar="ROWS", help="Rows of a file of the output."
+    "--shard-size",
+    type=click.IntRange(1),
+    default=SHARD_SIZE,
+    show_default=True,
+    metavar="ROWS",
+    help="Rows of a file of the output.",
 )
 @click.option(
     "--dtype", type=click.Choice(get_args(Dtype)), default="float32", show_default=True, help="Of the stored vectors."
@@ -54,15 +73,16 @@ def _parse_columns(_context: click.Context, _option: click.Parameter, given: Seq
     show_default=True,
     help="ray embeds several shards at once, on the cluster of RAY_ADDRESS or on this machine.",
 )
-@click.option("--workers", type=int, metavar="N", help="Shards at once with ray; by default as many as it has CPUs.")
+@click.option(
+    "--workers", type=click.IntRange(1), metavar="N", help="Shards at once with ray; by default as many as it has CPUs."
+)
 @click.option("--retry-errors", is_flag=True, help="Embed only the rows that failed again, of a run that has ended.")
 @click.option("--verify", "is_verified", is_flag=True, help="Read everything back and hold it against its checksums.")
 @takes_embed_options("instruction", "dimensions", *ITEM_OPTIONS)
 @takes_output("table", "json", to_file=False)
 @takes_server
 def bulk(
-    inputs: Sequence[Path],
-    folder: Path,
+    paths: Sequence[Path],
     columns: Columns,
     shard_size: int,
     dtype: Dtype,
@@ -85,6 +105,9 @@ def bulk(
       vlembed bulk captions.csv vectors/ --column text=caption --engine ray
       vlembed bulk products.jsonl vectors/ --retry-errors --verify
     """
+    *inputs, folder = _check_paths(paths)
+    if workers and engine != "ray":
+        raise click.UsageError(f"--workers is {workers}, and --engine {engine} has one. Add --engine ray.")
     client_options = dict(server)
     try:
         report = embed_files(
@@ -106,6 +129,8 @@ def bulk(
         raise
     report = verify(folder) if is_verified else report
     if report.num_errors:
+        failures = read_failures(folder, NUM_FAILURES)
+        print_errors([f"{failure['place']}: {failure['message']}" for failure in failures])
         click.echo(f"note: {report.num_errors} rows failed, {folder}/errors has the reasons", err=True)
     told = asdict(report)
     output.write(to_json(told) if output.format == "json" else to_pairs(told))

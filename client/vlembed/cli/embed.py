@@ -34,7 +34,8 @@ def embed(
     """Turn texts and images into vectors.
 
     An ITEM that ends like an image file (.png, .jpg, ...) is a path or a quoted glob of images, `-` is standard input,
-    and every other one is a text. Without any, standard input is read. Rows keep the order: ITEMs, --text, --image.
+    and every other one is a text, unless it is the name of a file: that is refused. Without any, standard input is
+    read, as a whole. Rows keep the order: ITEMs, --text, --image.
 
     \b
       vlembed embed "a red apple" 'photos/*.jpg' -o vectors.npy

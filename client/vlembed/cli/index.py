@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import wraps
@@ -12,14 +13,15 @@ import click
 
 from .._client import DEFAULT_QUERY_INSTRUCTION, EmbeddingClient
 from .._faiss_kinds import KINDS
+from .._filters import is_plain
 from .._index import Index
-from .._items import DATA_URI
+from .._result import Embeddings
 from ..bulk._output import fill, verify_ids
-from ._inputs import Command, Entry, takes_items
+from ._inputs import Command, Entry, read_stdin, takes_items
 from ._options import EMBED_OPTIONS, ITEM_OPTIONS, takes_client, takes_embed_options
-from ._outputs import Output, takes_output, to_json, to_pairs
+from ._outputs import Output, require_apart, takes_output, to_json, to_pairs
 from ._places import Place, takes_place
-from ._root import INCOMPLETE, SUBCOMMAND
+from ._root import INCOMPLETE, SUBCOMMAND, InputError
 from ._vectors import embed_entries, takes_keep_going
 
 KIND_OPTIONS = sorted({name for options in KINDS.values() for name in options})
@@ -36,8 +38,9 @@ def index(context: click.Context) -> None:
       milvus+http://host:19530/photos
       milvus+file:milvus.db/photos
 
-    Each item is a row with an id: its own in JSON lines, else the path of its image, else its text. Its metadata is its
-    text, the path of its image, and all other fields of its JSON line; `vlembed search --where` filters by them.
+    Each item is a row with an id: its own in JSON lines, else the path of its image as it is given, else its text. Its
+    metadata is its text, the path of its image, and all other fields of its JSON line; `vlembed search --where` filters
+    by them.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -100,8 +103,14 @@ def create(
       vlembed index create photos.index 'photos/**/*.jpg' --kind hnsw
       vlembed index create notes.index --input-format jsonl < notes.jsonl
     """
-    with place.create(client=client, dimensions=dimensions, **design) as made:
-        return _fill(made, place, client, entries, options, keep_going=keep_going)
+    make = place.prepare(client=client, dimensions=dimensions, **design)
+    _check_ids(entries)
+    dimensions = dimensions or client.info().dimensions
+    kept, embeddings = _embed(client, entries, dimensions, options, keep_going=keep_going)
+    with make() as made:
+        made.add(embeddings, ids=[entry.id for entry in kept], metadata=[entry.metadata for entry in kept])
+        _save(made, place, len(kept))
+    return INCOMPLETE if len(kept) < len(entries) else 0
 
 
 @index.command()
@@ -121,36 +130,55 @@ def add(
 ) -> int:
     """Add items to an index, which are given as for `vlembed embed`."""
     with place.open(client) as opened:
-        return _fill(opened, place, client, entries, options, keep_going=keep_going, replace=replace)
+        _check_ids(entries, None if replace else opened)
+        kept, embeddings = _embed(client, entries, opened.info.dimensions, options, keep_going=keep_going)
+        write = opened.upsert if replace else opened.add
+        write(embeddings, ids=[entry.id for entry in kept], metadata=[entry.metadata for entry in kept])
+        _save(opened, place, len(kept))
+    return INCOMPLETE if len(kept) < len(entries) else 0
 
 
-def _fill(
-    index: Index,
-    place: Place,
+def _check_ids(entries: Sequence[Entry], index: Index | None = None) -> None:
+    """Refuse ids that no index takes, or that this index has, before anything is embedded."""
+    errors, first = [], dict[str, Entry]()
+    for entry in entries:
+        if not entry.id or not is_plain(entry.id):
+            errors.append(
+                f'{entry.source}: the id is {entry.id!r}. Give one without control characters, as "id" in '
+                "--input-format jsonl."
+            )
+        elif (other := first.setdefault(entry.id, entry)) is not entry:
+            errors.append(
+                f"{entry.source}: the id {entry.id!r} is that of {other.source}, too. Leave one out, or give ids in "
+                "--input-format jsonl."
+            )
+    held = index._store.held(list(first)) if index else ()
+    errors += [
+        f"{entry.source}: the id {own!r} is in the index already. Give --replace to replace its row."
+        for own, entry in first.items()
+        if own in held
+    ]
+    if errors:
+        raise InputError(*errors)
+
+
+def _embed(
     client: EmbeddingClient,
     entries: Sequence[Entry],
+    dimensions: int,
     options: Mapping[str, Any],
     *,
     keep_going: bool,
-    replace: bool = False,
-) -> int:
-    options = {**options, "dimensions": index.info.dimensions}
-    kept, embeddings = embed_entries(client, entries, options, keep_going=keep_going)
-    write = index.upsert if replace else index.add
-    write(embeddings, ids=[entry.id for entry in kept], metadata=[_metadata(entry) for entry in kept])
-    _save(index, place, len(kept))
-    return INCOMPLETE if len(kept) < len(entries) else 0
+) -> tuple[list[Entry], Embeddings]:
+    kept, embeddings = embed_entries(client, entries, {**options, "dimensions": dimensions}, keep_going=keep_going)
+    if not kept:
+        raise click.ClickException("no item can be embedded. Nothing was written.")
+    return kept, embeddings
 
 
 def _save(index: Index, place: Place, num_rows: int) -> None:
     place.save(index)
     click.echo(f"note: {num_rows} rows added or replaced, {place.name} has {len(index)}", err=True)
-
-
-def _metadata(entry: Entry) -> dict[str, Any]:
-    """Return what is known of an item; pictures stay in their files, and those of data: URIs are not kept."""
-    own = {"text": entry.item.text, "image": "" if DATA_URI.fullmatch(entry.image) else entry.image}
-    return {name: value for name, value in own.items() if value} | dict(entry.metadata)
 
 
 @index.command()
@@ -169,9 +197,30 @@ def load_from_bulk(place: Place, output: Path, design: Mapping[str, Any]) -> Non
 
 @index.command()
 @takes_place
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+def delete(place: Place, ids: Sequence[str]) -> None:
+    """Remove rows by their ids; no server is needed. Without IDs, standard input has one a line.
+
+    An id that is not there is passed over.
+
+    \b
+      vlembed index delete photos.index old.jpg blurred.jpg
+    """
+    if not ids and sys.stdin.isatty():
+        raise click.UsageError("No ids. Give some, or pipe lines of ids in.")
+    given = list(ids or (entry.item.text or "" for entry in read_stdin("text")))
+    with place.open() as opened:
+        num_deleted = opened.delete(given)
+        place.save(opened)
+        click.echo(f"note: {num_deleted} of {len(given)} ids were there, {place.name} has {len(opened)} rows", err=True)
+
+
+@index.command()
+@takes_place
 @takes_output("table", "json")
 def info(place: Place, output: Output) -> None:
     """Show what an index holds, and the model that it is for."""
+    require_apart({"INDEX": place.path, "--output": output.path})
     with place.open() as opened:
         told = {"rows": len(opened), **asdict(opened.info)}
     if output.format == "json":

@@ -14,7 +14,7 @@ from .._store import Match
 from ._conditions import parse_conditions
 from ._inputs import Entry, is_named_as_image, refuse_metadata, takes_items
 from ._options import ITEM_OPTIONS, takes_client, takes_embed_options
-from ._outputs import Output, takes_output, to_json, to_table
+from ._outputs import Output, require_apart, takes_output, to_json, to_table, to_text, write_file
 from ._places import Place, takes_place
 from ._report import Card, picture_of, to_html
 from ._vectors import embed_entries
@@ -33,14 +33,15 @@ Result = tuple[Entry, Sequence[Match]]
     "conditions",
     multiple=True,
     metavar="CONDITION",
-    help='Only what has such metadata: FIELD=VALUE, or with !=, <, <=, >, >=; \'language=["de", "fr"]\' is either. '
+    help='Only what has such metadata: FIELD=VALUE, or with ==, !=, <, <=, >, >=; \'language=["de", "fr"]\' is either. '
     "Numbers, true and false are such; quote a string that looks like one. Repeatable: all have to hold.",
 )
 @click.option(
     "--report",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE.html",
-    help="Write a page with the pictures that were found and their scores, too. It is one file.",
+    help="Write a page with the pictures that were found and their scores, too. It is one file; one that is there is "
+    "overwritten.",
 )
 @click.option(
     "--pictures",
@@ -65,7 +66,7 @@ def search(
 ) -> None:
     """Search an index by texts and images.
 
-    ITEMs are the queries, as for `vlembed embed`. INDEX is as for `vlembed index`.
+    ITEMs are the queries, as for `vlembed embed`. INDEX is as for `vlembed index`. To find nothing is no error.
 
     \b
       vlembed search photos.index "ein roter Apfel" -k 5
@@ -76,14 +77,14 @@ def search(
     where = parse_conditions(conditions)
     if report and not report.parent.is_dir():
         raise click.UsageError(f"--report is {str(report)!r}, in no folder that exists.")
+    require_apart({"INDEX": place.path, "--output": output.path, "--report": report})
     with place.open(client) as index:
         info = index.info
         options = {**options, "instruction": info.instruction, "dimensions": info.dimensions}
         _, queries = embed_entries(client, entries, options)
         found = index.search_batch(queries, k, where=where)
     results = list(zip(entries, found, strict=True))
-    output.write(FORMS[output.format](results))
-    if report:
+    if report:  # first, for the reader of the result may leave
         facts = {
             "checkpoint": client.info().checkpoint,
             "fingerprint": info.fingerprint,
@@ -91,7 +92,8 @@ def search(
             "k": str(k),
         }
         facts |= {"where": " and ".join(conditions)} if conditions else {}
-        report.write_text(_page(place.name, facts, results, pictures), encoding="utf-8")
+        write_file(report, _page(place.name, facts, results, pictures).encode(errors="replace"))
+    output.write(FORMS[output.format](results))
 
 
 def _row(result: Result) -> dict[str, Any]:
@@ -111,7 +113,7 @@ def _table(results: Sequence[Result]) -> str:
 
 def _others(match: Match) -> str:
     """Return the metadata that an id does not say already."""
-    return ", ".join(f"{name}={value}" for name, value in match.metadata.items() if value != match.id)
+    return ", ".join(f"{name}={to_text(value)}" for name, value in match.metadata.items() if value != match.id)
 
 
 FORMS: dict[str, Callable[[Sequence[Result]], str]] = {
@@ -129,12 +131,12 @@ def _page(place: str, facts: Mapping[str, str], results: Sequence[Result], pictu
         """Return the data: URI of a picture, and the path of one that cannot be read."""
         try:
             return picture_of(image, pictures) if image else "", ""
-        except OSError:
+        except (OSError, ValueError):  # the latter of a NUL in a path
             missing.append(image)
             return "", image
 
     def card(match: Match) -> Card:
-        facts = {name: str(value) for name, value in match.metadata.items()}
+        facts = {name: to_text(value) for name, value in match.metadata.items()}
         image = facts.pop("image", match.id if is_named_as_image(match.id) else "")
         return Card(match.id, facts.pop("text", ""), *picture(image), facts)
 

@@ -14,12 +14,16 @@ from .._client import EmbeddingClient
 from .._result import Embeddings
 from .._similarity import Metric
 from .._similarity import similarity as compare
-from ._inputs import is_named_as_image, read_argument, refuse_metadata, takes_input_format
+from ._inputs import Entry, is_named_as_image, read_argument, refuse_metadata, takes_input_format
 from ._options import ITEM_OPTIONS, takes_client, takes_embed_options
 from ._outputs import Output, shorten, takes_output, to_floats, to_json, to_npy, to_table
 from ._root import InputError
 from ._vectors import embed_entries
 
+CURE = (
+    "Give a text that looks like the name of a file in standard input, as `-`, and with --allow-reference-text if it "
+    "looks like that of an image; give an image that does not with --input-format jsonl."
+)
 MAX_HEADER = 20  # columns of a name above a matrix
 Vectors = np.ndarray[Any, Any]
 
@@ -57,9 +61,11 @@ def similarity(
     """
     if pairwise and not others:
         raise click.UsageError("--pairwise compares ITEMs with those of --with, and there are none.")
-    read = partial(_side, client=client, input_format=input_format, options=options)
-    rows, left = read(items)
-    columns, right = read(others) if others else (rows, left)
+    rows, read = _read(items, input_format)
+    columns, read_others = _read(others, input_format) if others else (rows, read)
+    vectors = partial(_vectors, client=client, options=options)
+    left = vectors(read)
+    right = vectors(read_others) if others else left
     scores = compare(left, right, metric=metric, pairwise=pairwise)
     if output.format == "npy":
         output.write(to_npy(scores))
@@ -76,10 +82,8 @@ def similarity(
         output.write(to_table(header, [[name, *row] for name, row in zip(rows, scores.tolist(), strict=True)]))
 
 
-def _side(
-    items: Sequence[str], *, client: EmbeddingClient, input_format: str, options: Mapping[str, Any]
-) -> tuple[list[str], Embeddings | Vectors]:
-    """Return the names of n rows, and the rows (n, d)."""
+def _read(items: Sequence[str], input_format: str) -> tuple[list[str], list[Entry] | Vectors]:
+    """Return the names of n rows, and what is to be embedded or is vectors (n, d) already."""
     are_files = {item.endswith(".npy") for item in items}
     if len(are_files) > 1:
         raise InputError("One side has both .npy files and items to embed. Give the ones as ITEMs, the others --with.")
@@ -90,9 +94,15 @@ def _side(
             shapes = ", ".join(str(part.shape) for part in parts)
             raise InputError(f"the arrays of one side are {shapes}; all need the same dimensions.")
         return names, np.concatenate(parts)
-    entries = [entry for item in items for entry in read_argument(item, input_format)]
+    entries = [entry for item in items for entry in read_argument(item, input_format, CURE)]
     refuse_metadata(entries)
-    return [entry.label for entry in entries], embed_entries(client, entries, options)[1]
+    return [entry.given_id or entry.label for entry in entries], entries
+
+
+def _vectors(
+    read: list[Entry] | Vectors, *, client: EmbeddingClient, options: Mapping[str, Any]
+) -> Embeddings | Vectors:
+    return read if isinstance(read, np.ndarray) else embed_entries(client, read, options)[1]
 
 
 def _load(path: str) -> Vectors:

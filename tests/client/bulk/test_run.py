@@ -37,7 +37,7 @@ def test_every_row_is_in_the_output_once(run: Run, texts: Path, output: Path) ->
     for row in rows:
         text = f"text {row['position']}"
         assert row["id"] == f"id {row['position']}"
-        assert json.loads(row["metadata"]) == {"n": row["position"]}
+        assert json.loads(row["metadata"]) == {"n": row["position"], "text": text}
         assert row["embedding"] == vector(text.encode()).tolist()
         assert (row["text_tokens"], row["image_tokens"]) == (len(text), 0)
     assert [(row["id"], row["place"], row["code"]) for row in errors[1:3]] == [
@@ -162,7 +162,7 @@ def test_metadata_that_json_reads_and_cannot_write(tmp_path: Path) -> None:
     deep: list[Any] = []
     for _ in range(sys.getrecursionlimit() + 1):
         deep = [deep]
-    row = to_row({"text": "fine", "deep": deep}, Columns(), 0, "rows.jsonl:1", tmp_path)
+    row = to_row({"text": "fine", "deep": deep}, Columns(), 0, "rows.jsonl:1", tmp_path, "rows.jsonl")
     assert isinstance(row, Failure)
     assert (row.code, row.message) == ("ROW_MALFORMED", "the row's metadata is nested too deeply. Flatten it.")
 

@@ -10,8 +10,9 @@ from vlembed.cli import vlembed
 
 INTRODUCTION = """# The command `vlembed`
 
-`pip install 'vlembed[cli]'` brings it. Results go to stdout, notes and progress to stderr; an error is a line
-`error: ...` on stderr with the value, the rule and the cure. What follows is `--help` of every command.
+`pip install './client[cli]'` in a clone brings it, or `pip install 'vlembed[cli]'` where vlembed is installed. Results
+go to stdout, notes and progress to stderr; an error is a line `error: ...` on stderr with the value, the rule and the
+cure. What follows is `--help` of every command.
 """
 
 

@@ -6,12 +6,15 @@ import io
 import json
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import click.testing
 import numpy as np
 import pytest
+from click.shell_completion import ShellComplete
 
 from tests.client.cli.conftest import ROOT, Run
 from tests.samples import encode, image
@@ -111,12 +114,14 @@ def test_objects_of_standard_input(run: Run, memory: Any) -> None:
         (b"[]", "line 2 of standard input is no object"),
         (b'{"txt": "a"}', "line 2 of standard input is no object with a text or an image"),
         (b'{"text": "a", "id": 1.5}', "line 2 of standard input: id is 1.5"),
-        (b'{"text": "a", "id": true}', "line 2 of standard input: id is True"),
-        (b'{"image": 3}', "line 2 of standard input: id is None and image is 3"),
+        (b'{"text": "a", "id": true}', "line 2 of standard input: id is true"),
+        (b'{"image": 3}', "line 2 of standard input: image is 3"),
         (b'{"text": "a", "lang": "de"}', "line 2 of standard input has 'lang'"),
-        (b'{"text": 3}', "line 2 of standard input: text is of type int"),
+        (b'{"text": 3}', "line 2 of standard input: text is 3"),
         (b'{"image": "no.png"}', "line 2 of standard input: image 'no.png' cannot be read"),
-        (b'{"text": "no.png"}', "the text 'no.png' is the path of an image file. You probably mean the image: give it"),
+        (b'{"text": "no.png"}', "the text 'no.png' is the path of an image file, whose content may be meant"),
+        (b'{"text": "a", "id": "\\ud800"}', "line 2 of standard input is no JSON"),
+        (b'{"text": "a", "score": NaN}', "line 2 of standard input is no JSON"),
         (b'{"text": "bad"}', "line 2 of standard input: item 1 is bad"),
     ],
 )
@@ -129,7 +134,7 @@ def test_every_bad_item_is_a_line(run: Run) -> None:
     assert [line.split(": ")[1] for line in lines] == ["argument 'bad'", "argument 'bad'", "--text 'bad'"]
     lines = refused(run("embed", stdin="bad\n" * 30)).splitlines()
     assert len(lines) == 21
-    assert lines[-1] == "error: and 10 more of 30 items"
+    assert lines[-1] == "error: and 10 more"
 
 
 def test_keeping_going_leaves_bad_items_out(run: Run) -> None:
@@ -141,12 +146,31 @@ def test_keeping_going_leaves_bad_items_out(run: Run) -> None:
         "error: argument 'bad': item 2 is bad",
     ]
     assert "npy" in refused(run("embed", "fine", "--keep-going", "-o", "x.npy"))
+    result = run("embed", "--keep-going", "--format", "jsonl", stdin="bad\n" * 30)
+    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (3, "", 30)
 
 
 def test_a_text_like_a_reference_can_be_insisted_on(run: Run) -> None:
     for text in ("https://example.com", "https://example.com/a.png", "data:image/png;base64,AAAA"):
         assert "give --allow-reference-text" in refused(run("embed", text))
         assert items(run("embed", text, "--allow-reference-text"))[0]["text"] == text
+    for text in ("https://example.com", "photo.png", "*.jpg", "data:image/png;base64,AAAA"):
+        assert items(run("embed", "--text", text, "fine"))[1]["text"] == text
+    told = items(run("embed", "--allow-reference-text", stdin="photo.png\n"))
+    assert told[0]["text"] == "photo.png"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "notes", "my photos/a.txt", "v.parquet", "my photos"])
+def test_the_name_of_a_file_is_no_text(run: Run, memory: Any, name: str) -> None:
+    Path("my photos").mkdir()
+    for file in ("notes.txt", "notes", "my photos/a.txt", "v.parquet"):
+        Path(file).touch()
+    for args in (["embed", name], ["similarity", name, "b"], ["similarity", "b", "--with", name]):
+        error = refused(run(*args))
+        assert f"{name!r} is there as a file or a folder" in error
+        assert ("--text" in error) == (args[0] == "embed")
+    assert not memory.requests
+    assert items(run("embed", "--text", name))[0]["text"] == name
 
 
 @pytest.mark.parametrize(
@@ -158,7 +182,6 @@ def test_a_text_like_a_reference_can_be_insisted_on(run: Run) -> None:
         ["embed", "a", "-o", "no/folder.npy"],
         ["embed", "a", "-o", "."],
         ["embed", "a", "-o", "x.vectors"],
-        ["embed", "a", "--header", "nocolon"],
         ["embed", "a", "--timeout", "0"],
         ["embed", "a", "--dimensions", "3"],
         ["embed", "--input-format", "xml"],
@@ -215,6 +238,34 @@ def test_nothing_is_written_when_it_fails(run: Run) -> None:
     assert Path("x.npy").read_bytes() == b"precious"
 
 
+def test_a_file_is_replaced_as_a_whole(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("x.npy").write_bytes(b"precious")
+    Path("x.npy").chmod(0o640)
+    Path("link.npy").symlink_to("x.npy")
+    with monkeypatch.context() as patch:
+        patch.setattr("vlembed._files.os.fsync", failing := Mock(side_effect=OSError(28, "No space left on device")))
+        assert "'link.npy' cannot be written (No space left" in refused(run("embed", "a", "-o", "link.npy"), status=1)
+    assert failing.called
+    assert Path("x.npy").read_bytes() == b"precious"
+    assert run("embed", "a", "-o", "link.npy").exit_code == 0
+    assert Path("link.npy").is_symlink()
+    assert np.load("x.npy").shape == (1, 8)
+    assert Path("x.npy").stat().st_mode & 0o777 == 0o640
+    assert {path.name for path in Path().iterdir()} == {"x.npy", "link.npy"}
+
+
+def test_output_to_a_pipe_a_device_and_a_dash(run: Run) -> None:
+    os.mkfifo("pipe.npy")
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(Path("pipe.npy").read_bytes)
+        assert run("embed", "a", "-o", "pipe.npy").exit_code == 0
+    assert np.load(io.BytesIO(read.result())).shape == (1, 8)
+    result = run("embed", "a", "-o", "/dev/full", "--format", "npy")
+    assert "'/dev/full' cannot be written (No space left on device)" in refused(result, status=1)
+    assert np.load(io.BytesIO(run("embed", "a", "-o", "-", "--format", "npy").stdout_bytes)).shape == (1, 8)
+    assert not Path("-").exists()
+
+
 def test_similarity(run: Run) -> None:
     told = json.loads(run("similarity", "ab", "abcdefgh", "--metric", "euclidean").stdout)
     assert told["rows"] == told["columns"] == ["ab", "abcdefgh"]
@@ -244,6 +295,29 @@ def test_similarity_of_files_asks_no_server(run: Run, memory: Any) -> None:
     assert "vectors (n, d)" in refused(run("similarity", "zip.npy"))
     np.save("row.npy", np.ones(3))
     assert "vectors (n, d)" in refused(run("similarity", "row.npy"))
+
+
+def test_similarity_names_rows_by_their_ids(run: Run) -> None:
+    rows = [{"text": "a", "id": 7}, {"image": f"data:image/png;base64,{'A' * 400}"}, {"text": "b"}]
+    lines = "\n".join(map(json.dumps, rows))
+    told = json.loads(run("similarity", "-", "--input-format", "jsonl", stdin=lines).stdout)["rows"]
+    assert told == ["7", "data:image/png;base64,AAAAAAAA…", "b"]
+
+
+def test_a_header_that_is_wrong_is_not_told(run: Run) -> None:
+    assert "secret" not in refused(run("info", "--header", "Authorization secret"))
+
+
+def test_files_are_completed(run: Run) -> None:
+    for words, incomplete in (
+        (["search"], "x"),
+        (["search", "x.index"], "a"),
+        (["index", "add", "x.index"], "a"),
+        (["embed", "--image"], "a"),
+        (["search", "x.index", "--report"], "a"),
+    ):
+        (item,) = ShellComplete(vlembed, {}, "vlembed", "").get_completions(words, incomplete)
+        assert item.type == "file"
 
 
 def test_info(run: Run, memory: Any) -> None:

@@ -13,6 +13,7 @@ from tests.client.cli.conftest import Run
 from tests.client.conftest import INFO
 from tests.samples import encode, image
 from vlembed.cli._conditions import parse_conditions
+from vlembed.cli._outputs import Output
 from vlembed.cli._places import MILVUS
 
 pytest.importorskip("faiss")
@@ -67,6 +68,8 @@ def test_what_is_kept_of_an_item(notes: Run) -> None:
         (['language="de"'], {"ein roter Apfel"}),
         (["year=3000"], set()),
         (['year="2020"'], set()),
+        (["year==2021"], {"apple"}),
+        (['language==["fr", "en"]'], {"apple", "a.png"}),
     ],
 )
 def test_conditions_hold(notes: Run, conditions: list[str], ids: set[str]) -> None:
@@ -81,7 +84,17 @@ def test_conditions_are_parsed() -> None:
         "t": {"==": True},
         "s": {"==": "x y"},
     }
-    for wrong in (["nothing"], ["=a"], ["a=1", "a=2"]):
+    assert parse_conditions(['s="=x"', "t=="]) == {"s": {"==": "=x"}, "t": {"==": ""}}
+    for wrong in (
+        ["nothing"],
+        ["=a"],
+        ["a=1", "a=2"],
+        ["a=1", "a==2"],
+        ["a=~x"],
+        ["a===x"],
+        ["a=<1"],
+        ["a=" + "[" * 99999],
+    ):
         with pytest.raises(click.UsageError, match="--where"):
             parse_conditions(wrong)
 
@@ -180,6 +193,95 @@ def test_a_report_beside_the_result(notes: Run) -> None:
 
 
 @pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (
+            [{"text": "a", "id": "x"}, {"text": "b", "id": "x"}],
+            "line 2 of standard input: the id 'x' is that of line 1",
+        ),
+        ([{"text": "b"}, {"text": ""}], "line 2 of standard input: the id is ''"),
+        ([{"text": "b", "id": "\x00"}], "line 1 of standard input: the id is"),
+        ([{"text": "a red apple", "id": "apple"}], "line 1 of standard input: the id 'apple' is in the index already"),
+    ],
+)
+def test_ids_are_checked_before_anything_is_embedded(notes: Run, memory: Any, lines: list[Any], told: str) -> None:
+    memory.requests.clear()
+    stdin = "\n".join(map(json.dumps, lines))
+    assert told in refused(notes("index", "add", "notes.index", "--input-format", "jsonl", stdin=stdin))
+    if "already" not in told:
+        for args in (["add", "notes.index", "--replace"], ["create", "x.index"]):
+            assert told in refused(notes("index", *args, "--input-format", "jsonl", stdin=stdin))
+    assert not memory.requests
+
+
+def test_nothing_is_made_of_bad_items_alone(run: Run) -> None:
+    result = run("index", "create", "x.index", "bad", "--keep-going")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "error: no item can be embedded. Nothing was written."
+    assert not Path("x.index").exists()
+
+
+def test_rows_are_deleted_by_their_ids(notes: Run, memory: Any) -> None:
+    memory.requests.clear()
+    result = notes("index", "delete", "notes.index", "apple", "none")
+    assert (result.exit_code, result.stderr) == (0, "note: 1 of 2 ids were there, notes.index has 2 rows\n")
+    result = notes("index", "delete", "notes.index", stdin="a.png\n")
+    assert (result.exit_code, result.stderr) == (0, "note: 1 of 1 ids were there, notes.index has 1 rows\n")
+    assert not memory.requests
+    refused(notes("index", "delete", "none.index", "a"))
+
+
+def test_values_of_metadata_are_told_as_json(run: Run) -> None:
+    line = json.dumps({"text": "a", "sold": True, "note": None, "tags": ["x"]})
+    assert run("index", "create", "x.index", "--input-format", "jsonl", stdin=line).exit_code == 0
+    table = run("search", "x.index", "a", "--format", "table", "--report", "x.html").stdout
+    assert 'sold=true, note=null, tags=["x"]' in table
+    assert "<dd>null</dd>" in Path("x.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", [["index", "info"], ["search"], ["index", "add"], ["index", "delete"]])
+def test_a_file_of_milvus_that_is_not_there_is_not_made(run: Run, command: list[str]) -> None:
+    items = [] if command[-1] == "info" else ["a"]
+    assert "there is no index" in refused(run(*command, "milvus+file:none.db/x", *items))
+    assert "ends in .db" in refused(run(*command, "milvus+file:none/x", *items))
+    assert "milvus+http://" in refused(run(*command, "http://host:19530/x", *items))
+    assert not list(Path().iterdir())
+
+
+def test_a_failed_create_leaves_no_collection(run: Run) -> None:
+    pytest.importorskip("milvus_lite")
+    place = "milvus+file:x.db/x"
+    refused(run("index", "create", place, "bad"))
+    refused(run("index", "create", place, "a", "--kind", "ivfpq"))
+    assert not Path("x.db").exists()
+    assert run("index", "create", place, "a", "--dimensions", "4", "--kind", "flat").exit_code == 0
+    assert "has 1 rows" in refused(run("index", "create", place, "b"))
+
+
+def test_files_that_a_command_writes_are_others_than_it_reads(notes: Run) -> None:
+    before = Path("notes.index").read_bytes()
+    Path("link.html").symlink_to("notes.index")
+    search = ["search", "notes.index", "apple"]
+    assert "INDEX and --report are both 'notes.index'" in refused(notes(*search, "--report", "./notes.index"))
+    assert "INDEX and --report are both 'link.html'" in refused(notes(*search, "--report", "link.html"))
+    assert "INDEX and --output" in refused(notes(*search, "-o", "notes.index", "--format", "json"))
+    assert "--output and --report" in refused(notes(*search, "-o", "x.json", "--report", "x.json"))
+    assert "INDEX and --output" in refused(
+        notes("index", "info", "notes.index", "-o", "notes.index", "--format", "json")
+    )
+    assert Path("notes.index").read_bytes() == before
+
+
+def test_the_report_is_there_when_the_reader_of_the_result_leaves(notes: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(self: Output, data: str) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Output, "write", leave)
+    assert notes("search", "notes.index", "apple", "--report", "found.html").exit_code == 141
+    assert Path("found.html").stat().st_size
+
+
+@pytest.mark.parametrize(
     "args",
     [
         ["search", "none.index", "a"],
@@ -215,6 +317,7 @@ def test_wrong_usage(notes: Run, args: list[str]) -> None:
         ("milvus+https://in01.example.com/photos", "https://in01.example.com", "photos"),
         ("milvus+file:photos.db/photos", "photos.db", "photos"),
         ("milvus+file:/data/photos.db/photos", "/data/photos.db", "photos"),
+        ("milvus+file:./a.db/b.db/photos", "./a.db/b.db", "photos"),
     ],
 )
 def test_places_in_milvus(place: str, uri: str, collection: str) -> None:

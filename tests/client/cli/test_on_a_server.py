@@ -117,7 +117,9 @@ def test_files_to_vectors_to_an_index(shell: Shell, tmp_path: Path, place: str) 
         "64",
     ]
     ran = shell(*args)
-    assert (ran.returncode, ran.stderr) == (3, "note: 2 rows failed, vectors/errors has the reasons\n")
+    *failures, note = ran.stderr.splitlines()
+    assert (ran.returncode, note) == (3, "note: 2 rows failed, vectors/errors has the reasons")
+    assert [line.split(": ")[:2] for line in failures] == [["error", "rows.jsonl:2"], ["error", "images/dog.png"]]
     assert json.loads(ran.stdout)["errors"] == {"ITEM_EMPTY": 1, "IMAGE_UNDECODABLE": 1}
     shutil.copy(ROOT / "demo/images/dog.png", tmp_path / "images/dog.png")
     ran = shell(*args, "--retry-errors", "--verify", "--format", "table")

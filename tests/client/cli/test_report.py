@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.samples import encode, image
+from vlembed.cli._outputs import to_table
 from vlembed.cli._report import PICTURE_PX, Card, picture_of, to_html
 
 VOID = {"img", "meta", "wbr"}
@@ -82,6 +84,22 @@ def test_without_pillow_pictures_are_as_they_are(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("vlembed.cli._report.find_spec", lambda _: None)
     (tmp_path / "a.png").write_bytes(encode(image(32, 32)))
     assert picture_of("a.png", tmp_path) == f"data:image/png;base64,{base64.b64encode(encode(image(32, 32))).decode()}"
+
+
+def test_only_files_are_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "large.png").write_bytes(encode(image(32, 32)))
+    monkeypatch.setattr("vlembed.cli._report.MAX_FILE_BYTES", 10)
+    for path in ("/dev/zero", "pipe.png", "large.png"):
+        with pytest.raises(OSError, match="is no file"):
+            picture_of(path, tmp_path)
+
+
+def test_nothing_turns_the_text_around() -> None:
+    page = to_html("t", {}, [(Card("a\u202eb\x00\x1b\u2066c\u2069", text="x\u200d\ny"), [])])
+    assert not set("\u202e\x00\x1b\u2066\u2069") & set(page)
+    assert "x\u200d\ny" in page
+    assert to_table(["a"], [["b\u202ec\x1b\u2067"]]).splitlines()[1] == "bc"
 
 
 def test_a_data_uri_stays_itself(tmp_path: Path) -> None:

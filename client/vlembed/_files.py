@@ -27,9 +27,9 @@ def place(temporary: Path, path: Path) -> None:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a file beside the path that takes its place, and its mode, once it is written and on the disk.
 
-    What a link leads to is replaced, not the link. A device or a pipe is written as it is.
+    What a link leads to is replaced, not the link. A device or a pipe is written as it is. An OSError names the path.
     """
-    path = path.resolve()
+    given, path = path, path.resolve()
     mode = path.stat().st_mode if path.exists() else None
     if mode is not None and not stat.S_ISREG(mode):
         with path.open("wb") as file:
@@ -42,6 +42,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         if mode is not None:
             temporary.chmod(stat.S_IMODE(mode))
         place(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(given)
         raise

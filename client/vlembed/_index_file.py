@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import stat
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from ._exceptions import InvalidInputError
-from ._files import place
+from ._files import replacing
 from ._store import IndexInfo
 
 Take: TypeAlias = Callable[[bytes], object]
@@ -65,7 +62,7 @@ def write(path: Path, content: Content, write_faiss: Callable[[Take], object]) -
     write_faiss
         Called with the function that takes the bytes of FAISS's part.
     """
-    with _replacing(path) as file:
+    with replacing(path) as file:
 
         def written(produce: Callable[[Take], object]) -> dict[str, int]:
             part = Part()
@@ -159,21 +156,3 @@ def _damaged(path: Path, what: str) -> InvalidInputError:
     return InvalidInputError(
         f"{str(path)!r} is damaged: its {what} is not what was written. Copy the file again, or build the index again."
     )
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside the path that takes its place, and its mode, once it is written and on the disk."""
-    path = path.resolve()  # what a link leads to, and not the link, is replaced
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-        with suppress(FileNotFoundError):
-            temporary.chmod(stat.S_IMODE(path.stat().st_mode))
-        place(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)
-        raise

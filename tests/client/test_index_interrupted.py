@@ -42,6 +42,7 @@ def interrupt(after_s):
     index = Index.create(kind, dimensions=64, fingerprint="f", **options)
     index.add(array[:1000], ids=ids[:1000], fingerprint="f")
     timer = threading.Timer(after_s, lambda: os.kill(os.getpid(), signal.SIGINT))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background ignores
     started = time.perf_counter()
     try:
         if after_s:
@@ -91,9 +92,11 @@ def test_a_writer_that_gives_up_lets_readers_in() -> None:
     reader = threading.Thread(target=read)
     reader.start()
     reads.wait()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt), lock.writing():
         pass
+    signal.signal(signal.SIGINT, handler)
     other = threading.Thread(target=read, daemon=True)
     may_end.set()
     other.start()

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+TEMPORARY = ".tmp"  # suffix of what a killed process leaves behind
+
 
 def place(temporary: Path, path: Path) -> None:
     """Give a file its name, in its own folder, once its bytes are on the disk; then have the name there, too."""
@@ -24,6 +26,16 @@ def place(temporary: Path, path: Path) -> None:
 
 
 @contextmanager
+def temporary_file(folder: Path) -> Iterator[Path]:
+    """Yield the path of a hidden file to write, and remove it unless it was placed."""
+    path = folder / f".{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}"
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a file beside the path that takes its place, and its mode, once it is written and on the disk.
 
@@ -35,15 +47,14 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         with path.open("wb") as file:
             yield file
         return
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:
-            yield file
-        if mode is not None:
-            temporary.chmod(stat.S_IMODE(mode))
-        place(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        with temporary_file(path.parent) as temporary:
+            with temporary.open("xb") as file:
+                yield file
+            if mode is not None:
+                temporary.chmod(stat.S_IMODE(mode))
+            place(temporary, path)
+    except OSError as error:
+        if error.filename is None:
             error.filename = str(given)
         raise

@@ -247,21 +247,26 @@ def _told() -> Iterator[None]:
         raise ServerError(f"Milvus refused or failed (code {error.code}: {error.message}).") from error
 
 
-def _typed(metadata: str) -> dict[str, Any]:
+def _typed(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return metadata as Milvus gets it."""
-    return {f"{key}:{type_of(value)}": value for key, value in decode_metadata(metadata).items()}
+    return {f"{key}:{type_of(value)}": value for key, value in metadata.items()}
 
 
 def _check_row(own: str, metadata: str) -> None:
     """Refuse what Milvus would, or would not give back as it is."""
     if (size := len(own.encode())) > MAX_ID_BYTES:
         raise InvalidInputError(f"the id {own[:40]!r}... has {size} bytes; Milvus takes {MAX_ID_BYTES}. Shorten it.")
-    if (size := len(encode_metadata(_typed(metadata)).encode())) > MAX_METADATA_BYTES:
+    integers: list[int] = []
+
+    def parse_int(text: str) -> int:
+        integers.append(int(text))
+        return integers[-1]
+
+    typed = _typed(json.loads(metadata or "{}", parse_int=parse_int))
+    if (size := len(encode_metadata(typed).encode())) > MAX_METADATA_BYTES:
         raise InvalidInputError(
             f"the metadata of {own!r} has {size} bytes; Milvus takes {MAX_METADATA_BYTES}. Keep what is long elsewhere."
         )
-    integers: list[int] = []
-    json.loads(metadata or "{}", parse_int=lambda text: integers.append(int(text)))
     for value in integers:
         if not -MAX_INTEGER <= value <= MAX_INTEGER:
             raise InvalidInputError(
@@ -283,7 +288,7 @@ def _requests(ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> 
         if rows and size + row_size > MAX_REQUEST_BYTES:
             yield rows
             rows, size = [], 0
-        rows.append({"id": own, "vector": vector, "metadata": _typed(text)})
+        rows.append({"id": own, "vector": vector, "metadata": _typed(decode_metadata(text))})
         size += row_size
     if rows:
         yield rows

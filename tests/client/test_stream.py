@@ -231,18 +231,24 @@ def test_a_source_that_raises(client: EmbeddingClient, on_error: Any, num_before
     assert [row.index for row in rows] == list(range(num_before))
 
 
+def fail_after(num_answers: int, memory: MemoryTransport, error: VlembedError) -> Iterator[int]:
+    """Have every later request fail, and return what counts the requests."""
+    answers = itertools.count()
+
+    def fail() -> None:
+        if next(answers) >= num_answers:
+            raise error
+
+    memory.before_answer = fail
+    return answers
+
+
 @pytest.mark.parametrize("on_error", MODES)
 @pytest.mark.parametrize("error", [ConnectError("gone"), ServerError("failed"), RequestTimeoutError("slow")], ids=repr)
 def test_a_server_that_fails_raises_whatever_on_error_is(
     memory: MemoryTransport, on_error: Any, error: VlembedError
 ) -> None:
-    answers = itertools.count()
-
-    def fail() -> None:
-        if next(answers) >= 30:
-            raise error
-
-    memory.before_answer = fail
+    fail_after(30, memory, error)
     with (
         EmbeddingClient("memory", transport=memory, retry=Retry(initial_backoff_s=0)) as client,
         pytest.raises(type(error), match=str(error)),
@@ -254,13 +260,7 @@ def test_a_server_that_fails_raises_whatever_on_error_is(
 
 def test_after_a_failure_nothing_more_is_tried(memory: MemoryTransport) -> None:
     """The packs that were in flight or ready do not use up retries of their own, one after the other."""
-    answers = itertools.count()
-
-    def vanish() -> None:
-        if next(answers) >= 20:
-            raise ConnectError("gone")
-
-    memory.before_answer = vanish
+    answers = fail_after(20, memory, ConnectError("gone"))
     retry = Retry(max_attempts=10, initial_backoff_s=0.01, max_backoff_s=0.01, reserve=1000)
     with EmbeddingClient("memory", transport=memory, retry=retry) as client, pytest.raises(ConnectError, match="gone"):
         list(client.embed_many(Counting()))
@@ -401,13 +401,7 @@ def test_an_overload_makes_it_slower_and_loses_nothing(scheme: str) -> None:
 
 
 def test_an_overload_without_end_is_raised(memory: MemoryTransport) -> None:
-    answers = itertools.count()
-
-    def refuse() -> None:
-        if next(answers) >= 20:
-            raise OverloadedError("full")
-
-    memory.before_answer = refuse
+    fail_after(20, memory, OverloadedError("full"))
     retry = Retry(initial_backoff_s=0.001, max_backoff_s=0.01)
     with (
         EmbeddingClient("memory", transport=memory, retry=retry, total_timeout_s=0.3) as client,

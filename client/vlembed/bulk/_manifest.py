@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from .._exceptions import InvalidInputError, OutputError
-from .._files import place
-from ._shards import TEMPORARY, FileRecord, check_file, temporary_file
+from .._files import TEMPORARY, place
+from ._shards import FileRecord, check_file, output_file
 
 MANIFEST, INPUT, LOCK = "manifest.jsonl", "input.jsonl", ".lock"
 FOLDERS = ("shards", "errors")
@@ -164,7 +164,7 @@ def create_manifest(output: Path, settings: Settings, *, checkpoint: str, input_
         "input_sha256": input_sha256,
         "rows": num_rows,
     }
-    with temporary_file(output) as temporary:
+    with output_file(output) as temporary:
         temporary.write_text(json.dumps(head) + "\n", encoding="utf-8")
         place(temporary, output / MANIFEST)
 

@@ -12,13 +12,13 @@ from typing import Any, Literal, TypeAlias, get_args
 from .._client import EmbeddingClient
 from .._exceptions import InvalidInputError
 from .._extras import require
-from .._files import place
+from .._files import TEMPORARY, place
 from ._manifest import FOLDERS, INPUT, LOCK, MANIFEST, Manifest, Settings, create_manifest, locked, read_manifest
 from ._plan import Input, Shard, read_plan, write_plan
 from ._ray import run_on_ray
 from ._report import Report, report_of
 from ._rows import Columns
-from ._shards import TEMPORARY, temporary_file
+from ._shards import output_file
 from ._worker import Task, Worker
 
 SHARD_SIZE = 5_000
@@ -188,7 +188,7 @@ def _ask_model(
 
 def _begin(source: Input, output: Path, settings: Settings, checkpoint: str) -> None:
     """Plan a new run; the manifest comes last, so that what is begun is planned."""
-    with temporary_file(output) as temporary:
+    with output_file(output) as temporary:
         num_rows, sha256 = write_plan(source, temporary, settings.shard_size, Columns(**settings.columns))
         place(temporary, output / INPUT)
     create_manifest(output, settings, checkpoint=checkpoint, input_sha256=sha256, num_rows=num_rows)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +17,12 @@ import numpy as np
 
 from .._exceptions import OutputError
 from .._extras import require
-from .._files import place
+from .._files import place, temporary_file
 from ._rows import Failure, Row
 
 if TYPE_CHECKING:
     from .._result import EmbeddedItem
 
-TEMPORARY = ".tmp"  # suffix of what a killed run leaves behind
 METADATA_KEY = "vlembed"  # of the schema: the model and the options, in JSON
 CHUNK_BYTES = 1 << 20
 ROW_GROUP_ROWS = 1024  # what a reader holds at once: 8 MiB of vectors with 2048 dimensions
@@ -41,7 +38,7 @@ class FileRecord(TypedDict):
 
 
 @contextmanager
-def temporary_file(folder: Path) -> Iterator[Path]:
+def output_file(folder: Path) -> Iterator[Path]:
     """Yield the path of a file to write, and remove it unless it was placed.
 
     Raises
@@ -49,16 +46,14 @@ def temporary_file(folder: Path) -> Iterator[Path]:
     OutputError
         It could not be written or placed.
     """
-    path = folder / f".{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}"
     try:
-        yield path
+        with temporary_file(folder) as path:
+            yield path
     except OSError as error:
         raise OutputError(
             f"folder {str(folder)!r} cannot be written ({error}). Free space or give access, and run the same again: "
             "finished shards are kept."
         ) from error
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:
@@ -156,7 +151,7 @@ def read_positions(output: Path, file: FileRecord) -> set[int]:
 
 def _write(output: Path, folder: str, number: int, columns: Mapping[str, Any], about: Mapping[str, Any]) -> FileRecord:
     table = require("pyarrow", "bulk").table(columns).replace_schema_metadata({METADATA_KEY: json.dumps(about)})
-    with temporary_file(output / folder) as temporary:
+    with output_file(output / folder) as temporary:
         require("pyarrow.parquet", "bulk").write_table(
             table, temporary, row_group_size=ROW_GROUP_ROWS, compression="zstd", use_dictionary=False
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
@@ -108,7 +108,7 @@ def create(
     dimensions = dimensions or client.info().dimensions
     kept, embeddings = _embed(client, entries, dimensions, options, keep_going=keep_going)
     with make() as made:
-        made.add(embeddings, ids=[entry.id for entry in kept], metadata=[entry.metadata for entry in kept])
+        _put(made.add, kept, embeddings)
         _save(made, place, len(kept))
     return INCOMPLETE if len(kept) < len(entries) else 0
 
@@ -132,8 +132,7 @@ def add(
     with place.open(client) as opened:
         _check_ids(entries, None if replace else opened)
         kept, embeddings = _embed(client, entries, opened.info.dimensions, options, keep_going=keep_going)
-        write = opened.upsert if replace else opened.add
-        write(embeddings, ids=[entry.id for entry in kept], metadata=[entry.metadata for entry in kept])
+        _put(opened.upsert if replace else opened.add, kept, embeddings)
         _save(opened, place, len(kept))
     return INCOMPLETE if len(kept) < len(entries) else 0
 
@@ -174,6 +173,10 @@ def _embed(
     if not kept:
         raise click.ClickException("no item can be embedded. Nothing was written.")
     return kept, embeddings
+
+
+def _put(write: Callable[..., None], entries: Sequence[Entry], embeddings: Embeddings) -> None:
+    write(embeddings, ids=[entry.id for entry in entries], metadata=[entry.metadata for entry in entries])
 
 
 def _save(index: Index, place: Place, num_rows: int) -> None:

@@ -1,8 +1,7 @@
 """Attention over packed sequences, restated because a loop over items cannot be traced.
 
-One operator, twice: in torch as `vlembed::packed_attention`, and as the ONNX function it is exported to. Each item
-attends to itself at its own length, a block of queries at a time: nothing is padded, and the scores of one block, not
-of the batch, bound the memory.
+One operator, `vlembed::packed_attention`: in torch, and in a rendering for each variant of the graphs. Each item attends
+to itself at its own length; nothing outside this module knows how.
 
 Letters: n items, T tokens of all items, L tokens of one, B queries of a block, H query heads, K key heads, G = H/K
 queries per key, h head size.
@@ -34,9 +33,8 @@ def packed_attention(
 
     Parameters
     ----------
-    query : torch.Tensor, shape = (K, G, sum of query_lengths, h)
-    key : torch.Tensor, shape = (K, h, sum of key_lengths)
-    value : torch.Tensor, shape = (K, sum of key_lengths, h)
+    query : torch.Tensor, shape = (sum of query_lengths, H, h)
+    key, value : torch.Tensor, shape = (sum of key_lengths, K, h)
     query_lengths, key_lengths : torch.Tensor, int64, shape = (n,)
         Equal for causal attention.
     causal
@@ -46,21 +44,24 @@ def packed_attention(
 
     Returns
     -------
-    torch.Tensor, shape = (K, G, sum of query_lengths, h)
+    torch.Tensor, shape = (sum of query_lengths, H, h)
     """
+    num_keys = key.shape[1]
     outputs = []
     for q, k, v in zip(
-        query.split(query_lengths.tolist(), dim=2),
-        key.split(key_lengths.tolist(), dim=2),
-        value.split(key_lengths.tolist(), dim=1),
+        query.split(query_lengths.tolist()),
+        key.split(key_lengths.tolist()),
+        value.split(key_lengths.tolist()),
         strict=True,
     ):
-        scores = (q * scale) @ k[:, None]  # (K, G, L, L)
+        grouped = q.view(q.shape[0], num_keys, -1, q.shape[2]).permute(1, 2, 0, 3)  # (K, G, L, h)
+        scores = (grouped * scale) @ k.permute(1, 2, 0)[:, None]  # (K, G, L, L)
         if causal:
             later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
             scores = scores.masked_fill(later, float("-inf"))
-        outputs.append(scores.softmax(dim=-1) @ v[:, None])
-    return torch.cat(outputs, dim=2)
+        attended = scores.softmax(dim=-1) @ v.transpose(0, 1)[:, None]  # (K, G, L, h)
+        outputs.append(attended.permute(2, 0, 1, 3).reshape(q.shape))
+    return torch.cat(outputs)
 
 
 @packed_attention.register_fake
@@ -73,7 +74,7 @@ def _(
     causal: bool,
     scale: float,
 ) -> torch.Tensor:
-    return torch.empty_like(query)
+    return query.new_empty(query.shape)
 
 
 BLOCK_ROWS = 512  # 16 heads x 512 queries x 8192 keys are 256 MiB of float32
@@ -82,7 +83,7 @@ op: Any = opset18  # onnxscript's types are narrower than what its tracer takes
 
 
 @script(FUNCTIONS, default_opset=opset18)
-def packed_attention_onnx(
+def looped_attention(
     query: FLOAT[...],
     key: FLOAT[...],
     value: FLOAT[...],
@@ -91,7 +92,19 @@ def packed_attention_onnx(
     causal: int,
     scale: float,
 ) -> FLOAT[...]:
-    """`packed_attention` as an ONNX function: one Loop iteration per block of an item's queries."""
+    """`packed_attention` for CPUs: one Loop iteration per block of an item's queries.
+
+    Nothing is padded, and the scores of one block, not of the batch, bound the memory.
+    """
+    # (T, H, h) as (K, G, T, h), and (T, K, h) as (K, h, T) and (K, T, h)
+    num_heads = op.Concat(op.Shape(key)[1:2], op.Constant(value_ints=[-1]), axis=0)
+    queries = op.Transpose(
+        op.Reshape(query, op.Concat(op.Shape(query)[0:1], num_heads, op.Shape(query)[2:3], axis=0), allowzero=1),
+        perm=[1, 2, 0, 3],
+    )
+    keys = op.Transpose(key, perm=[1, 2, 0])
+    values = op.Transpose(value, perm=[1, 0, 2])
+
     factor = op.CastLike(op.Constant(value_float=scale), query)
     is_causal = op.Cast(op.Constant(value_int=causal), to=9)
     axis = op.Constant(value_ints=[2])  # of the rows
@@ -117,9 +130,9 @@ def packed_attention_onnx(
         at = op.Unsqueeze(block, [0])
         start, stop = op.Gather(starts, at), op.Gather(stops, at)
         key_start, key_stop = op.Gather(key_starts, at), op.Gather(key_stops, at)
-        q = op.Slice(query, start, stop, axis) * factor  # (K, G, B, h)
-        k = op.Slice(key, key_start, key_stop, axis)  # (K, h, L)
-        v = op.Slice(value, key_start, key_stop, axis - 1)  # (K, L, h)
+        q = op.Slice(queries, start, stop, axis) * factor  # (K, G, B, h)
+        k = op.Slice(keys, key_start, key_stop, axis)  # (K, h, L)
+        v = op.Slice(values, key_start, key_stop, axis - 1)  # (K, L, h)
         # The G queries of a key are rows of one matrix: no key is repeated.
         shape = op.Shape(q)
         flat = op.Concat(shape[0:1], shape[1:2] * shape[2:3], shape[3:4], axis=0)
@@ -135,4 +148,96 @@ def packed_attention_onnx(
             scores = op.Reshape(masked, op.Shape(scores), allowzero=1)
         attended = op.MatMul(op.Softmax(scores, axis=-1), v)  # (K, GB, h)
         outputs = op.SequenceInsert(outputs, op.Reshape(attended, shape, allowzero=1))
-    return op.ConcatFromSequence(outputs, axis=2)
+    together = op.Transpose(op.ConcatFromSequence(outputs, axis=2), perm=[2, 0, 1, 3])  # (T, K, G, h)
+    return op.Reshape(together, op.Shape(query), allowzero=1)
+
+
+PAGE_ROWS = 256  # the smallest page that FlashAttention reads at every head size
+FUSED = Opset("com.microsoft", 1)
+
+
+@script(FUNCTIONS, default_opset=opset18)
+def paged_attention(
+    query: FLOAT[...],
+    key: FLOAT[...],
+    value: FLOAT[...],
+    lengths: INT64[...],
+    num_heads: int,
+    num_keys: int,
+    scale: float,
+) -> FLOAT[...]:
+    """Attend causally with ONNX Runtime's kernel for packed sequences, on pages that are made for one run."""
+    shape = op.Shape(query)
+    flat = op.Constant(value_ints=[0, -1])
+    zero = op.Constant(value_ints=[0])
+    longest = op.ReduceMax(lengths)  # (1,)
+    ends = op.Cast(op.Concat(zero, op.CumSum(lengths, 0), axis=0), to=6)  # (n + 1,)
+    pages = (lengths + (PAGE_ROWS - 1)) / PAGE_ROWS  # of each item
+    num_pages = op.ReduceSum(pages)
+    column = op.Range(0, op.ReduceMax(pages, keepdims=0), 1)
+    table = op.Unsqueeze(op.CumSum(pages, 0) - pages, [1]) + op.Unsqueeze(column, [0])  # (n, pages of the longest)
+    # Every page is written before it is read. Two fillings, or ONNX Runtime would take both for one tensor.
+    cache = op.Concat(num_pages, op.Constant(value_ints=[PAGE_ROWS]), op.Shape(key)[1:3], axis=0)
+    keys = op.Expand(op.CastLike(op.Constant(value_float=0.0), query), cache)
+    values = op.Expand(op.CastLike(op.Constant(value_float=1.0), query), cache)
+    attended = FUSED.PagedAttention(
+        op.Reshape(query, flat),
+        op.Reshape(key, flat),
+        op.Reshape(value, flat),
+        keys,
+        values,
+        ends,
+        op.Cast(lengths - lengths, to=6),  # rows of earlier runs
+        op.Cast(op.Min(table, num_pages - 1), to=6),
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+        op.Cast(op.Concat(longest, longest, axis=0), to=6),  # rows of the longest query and key: no launch is wider
+        num_heads=num_heads,
+        kv_num_heads=num_keys,
+        scale=scale,
+    )
+    return op.Reshape(attended, shape)
+
+
+@script(FUNCTIONS, default_opset=opset18)
+def packed_half_attention(
+    query: FLOAT[...], key: FLOAT[...], value: FLOAT[...], lengths: INT64[...], num_heads: int, scale: float
+) -> FLOAT[...]:
+    """Attend to all tokens, heads ungrouped, with ONNX Runtime's kernel for packed sequences: it knows float16 alone."""
+    flat = op.Constant(value_ints=[0, -1])
+    zero = op.Constant(value_ints=[0])
+    ends = op.Cast(op.Concat(zero, op.CumSum(lengths, 0), axis=0), to=6)  # (n + 1,)
+    padded = op.Expand(
+        op.Cast(zero, to=6), op.Concat(op.Shape(lengths), op.ReduceMax(lengths), axis=0)
+    )  # its shape counts
+    attended = FUSED.PackedMultiHeadAttention(
+        op.Cast(op.Reshape(query, flat), to=10),
+        op.Cast(op.Reshape(key, flat), to=10),
+        op.Cast(op.Reshape(value, flat), to=10),
+        None,
+        padded,
+        ends,
+        num_heads=num_heads,
+        scale=scale,
+    )
+    return op.Reshape(op.CastLike(attended, query), op.Shape(query))
+
+
+def fused_attention(
+    query: Any, key: Any, value: Any, query_lengths: Any, key_lengths: Any, causal: bool, scale: float
+) -> Any:
+    """`packed_attention` for CUDA, where every query is a key."""
+    if causal:
+        return paged_attention(
+            query, key, value, key_lengths, num_heads=query.shape[1], num_keys=key.shape[1], scale=scale
+        )
+    return packed_half_attention(query, key, value, key_lengths, num_heads=query.shape[1], scale=scale)
+
+
+RENDERINGS: dict[str, Any] = {"cpu": looped_attention, "cuda": fused_attention}

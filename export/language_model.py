@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel, rotate_half
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
+from .operators import Operators, Rotary
 from .packing import Segments, count_per_segment, find_segments, nan_where
 
 
@@ -27,14 +28,16 @@ class LanguageModel(nn.Module):
     embed_tokens: Any
     norm: Any
 
-    def __init__(self, model: Qwen3VLTextModel, image_token_id: int, num_deepstack: int) -> None:
+    def __init__(
+        self, model: Qwen3VLTextModel, image_token_id: int, num_deepstack: int, operators: Operators | None = None
+    ) -> None:
         super().__init__()
+        self.operators = operators or Operators()
         config: Any = model.config
         self.embed_tokens, self.layers, self.norm = model.embed_tokens, model.layers, model.norm
         self.image_token_id = image_token_id
         self.num_features = 1 + num_deepstack
         self.hidden_size = config.hidden_size
-        self.num_key_value_heads = config.num_key_value_heads
         self.head_dim = config.head_dim
         inv_freq = model.rotary_emb.inv_freq.float()
         self.register_buffer("inv_freq", inv_freq, persistent=False)  # (h / 2,)
@@ -93,18 +96,25 @@ class LanguageModel(nn.Module):
         features = image_embeds.to(self.norm.weight.dtype).view(-1, self.num_features, self.hidden_size)
         x = self.embed_tokens(torch.where(known, input_ids, torch.zeros_like(input_ids)))  # (T, D)
         x = torch.where(is_visual[:, None], features[:, 0][visual], x)
-        angles = (positions[:, self.axis].float() * self.inv_freq).repeat(1, 2)
-        rotary = angles.cos()[:, None].to(x.dtype), angles.sin()[:, None].to(x.dtype)  # (T, 1, h)
+        rotary = self.operators.rotary(positions[:, self.axis].float() * self.inv_freq, x.dtype)
         last = (segments.starts + segments.lengths - 1).clamp(min=0)  # (n,)
+        norms = [*(layer.input_layernorm for layer in self.layers), self.norm]
+        normed = self.operators.rms_norm(norms[0], x)
         for index, layer in enumerate(self.layers):
             is_last = index == len(self.layers) - 1
-            normed = layer.input_layernorm(x)
             attended = self._attention(layer.self_attn, normed, rotary, segments.lengths, last if is_last else None)
-            x = (x[last] if is_last else x) + attended
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
+            x = x[last] if is_last else x
+            normed, x = self.operators.add_rms_norm(layer.post_attention_layernorm, x, attended)
+            added = self._mlp(layer.mlp, normed)
             if index + 1 < self.num_features and not is_last:  # DeepStack feature j goes in after decoder layer j
-                x = x + torch.where(is_visual[:, None], features[:, index + 1][visual], torch.zeros((), dtype=x.dtype))
-        return nan_where(self.norm(x).float(), ~consistent[segments.request_of_item])
+                x = x + added
+                added = torch.where(is_visual[:, None], features[:, index + 1][visual], torch.zeros((), dtype=x.dtype))
+            normed, x = self.operators.add_rms_norm(norms[index + 1], x, added)
+        return nan_where(normed.float(), ~consistent[segments.request_of_item])
+
+    def _mlp(self, mlp: Any, x: torch.Tensor) -> torch.Tensor:
+        projected: torch.Tensor = mlp.down_proj(self.operators.silu_mul(mlp.gate_proj(x), mlp.up_proj(x)))
+        return projected
 
     def _positions(
         self, position_ids: torch.Tensor, offsets: torch.Tensor, token_offsets: torch.Tensor, segments: Segments
@@ -129,30 +139,21 @@ class LanguageModel(nn.Module):
         return index, count_per_segment(counts, token_offsets) == own.diff()
 
     def _attention(
-        self,
-        attention: Any,
-        x: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        lengths: torch.Tensor,
-        last: torch.Tensor | None,
+        self, attention: Any, x: torch.Tensor, rotary: Rotary, lengths: torch.Tensor, last: torch.Tensor | None
     ) -> torch.Tensor:
         """Attend causally; with `last`, only from each item's last token, which sees the whole item."""
-        cos, sin = rotary
-        key = attention.k_norm(attention.k_proj(x).view(x.shape[0], -1, self.head_dim))  # (T, K, h)
-        key = key * cos + rotate_half(key) * sin
+        key = attention.k_proj(x).view(x.shape[0], -1, self.head_dim)  # (T, K, h)
+        key = self.operators.rotate(self.operators.rms_norm(attention.k_norm, key), rotary)
         value = attention.v_proj(x).view(x.shape[0], -1, self.head_dim)  # (T, K, h)
-        if last is not None:
-            x, cos, sin = x[last], cos[last], sin[last]
-        query = attention.q_norm(attention.q_proj(x).view(x.shape[0], -1, self.head_dim))  # (T or n, H, h)
-        query = query * cos + rotate_half(query) * sin
+        prune = last is not None and self.operators.attends_from_some
+        if prune:
+            x, rotary = x[last], (rotary[0][last], rotary[1][last])
+        query = attention.q_proj(x).view(x.shape[0], -1, self.head_dim)  # (T or n, H, h)
+        query = self.operators.rotate(self.operators.rms_norm(attention.q_norm, query), rotary)
         attended = torch.ops.vlembed.packed_attention(
-            query.view(x.shape[0], self.num_key_value_heads, -1, self.head_dim).permute(1, 2, 0, 3),
-            key.permute(1, 2, 0),
-            value.transpose(0, 1),
-            lengths if last is None else torch.ones_like(lengths),
-            lengths,
-            last is None,
-            attention.scaling,
-        )  # (K, H / K, T or n, h)
-        projected: torch.Tensor = attention.o_proj(attended.permute(2, 0, 1, 3).reshape(x.shape[0], -1))
+            query, key, value, torch.ones_like(lengths) if prune else lengths, lengths, not prune, attention.scaling
+        )  # (T or n, H, h)
+        if last is not None and not prune:
+            attended = attended[last]
+        projected: torch.Tensor = attention.o_proj(attended.flatten(1))
         return projected

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel, rotate_half
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
+from .operators import Operators, Rotary
 from .packing import find_segments, nan_where, segment_index
 
 MERGE = 2
@@ -26,18 +27,20 @@ class VisionEncoder(nn.Module):
     """uint8 patches to visual tokens and their DeepStack features."""
 
     inv_freq: torch.Tensor
+    positions: torch.Tensor
     blocks: Any  # transformers' own modules, untyped
     merger: Any
     deepstack_mergers: Any
 
-    def __init__(self, model: Qwen3VLVisionModel) -> None:
+    def __init__(self, model: Qwen3VLVisionModel, operators: Operators | None = None) -> None:
         super().__init__()
+        self.operators = operators or Operators()
         config: Any = model.config
         self.blocks, self.merger, self.deepstack_mergers = model.blocks, model.merger, model.deepstack_merger_list
         self.deepstack_indexes = list(config.deepstack_visual_indexes)
         self.num_heads = config.num_heads
         self.side = model.num_grid_per_side  # of the square table of learned positions
-        self.positions = model.pos_embed.weight  # (side * side, E)
+        self.register_buffer("positions", model.pos_embed.weight.detach().float(), persistent=False)  # (side * side, E)
         projection: Any = model.patch_embed.proj
         self.patch_weight = nn.Parameter(projection.weight.detach().flatten(1))  # (E, 1536)
         self.patch_bias = projection.bias
@@ -85,10 +88,11 @@ class VisionEncoder(nn.Module):
         image = segment_index(segments.starts, num_tokens)  # (V,)
         row, column = self._patch_grid(segments.starts[image], width[image])  # (P,)
         image_of_patch = image.repeat_interleave(PATCHES_PER_TOKEN)
-        x = (pixels.to(self.patch_weight.dtype) / 127.5 - 1) @ self.patch_weight.T + self.patch_bias  # (P, E)
-        x = x + self._learned_positions(row, column, height[image_of_patch], width[image_of_patch])
-        angles = torch.cat([row[:, None] * self.inv_freq, column[:, None] * self.inv_freq], dim=1).repeat(1, 2)
-        rotary = angles.cos()[:, None], angles.sin()[:, None]  # (P, 1, h)
+        pixels = (pixels.float() / 127.5 - 1).to(self.patch_weight.dtype)
+        x = pixels @ self.patch_weight.T + self.patch_bias  # (P, E)
+        x = x + self._learned_positions(row, column, height[image_of_patch], width[image_of_patch]).to(x.dtype)
+        angles = torch.cat([row[:, None] * self.inv_freq, column[:, None] * self.inv_freq], dim=1)  # (P, h / 2)
+        rotary = self.operators.rotary(angles, x.dtype)
 
         lengths = segments.lengths * PATCHES_PER_TOKEN
         features = []
@@ -98,7 +102,7 @@ class VisionEncoder(nn.Module):
             if index in self.deepstack_indexes:
                 features.append(self.deepstack_mergers[self.deepstack_indexes.index(index)](x))
         image_embeds = torch.cat([self.merger(x), *features], dim=1)  # (V, C D)
-        return nan_where(image_embeds, ~segments.consistent[segments.request_of_row])
+        return nan_where(image_embeds.float(), ~segments.consistent[segments.request_of_row])
 
     def _patch_grid(self, start: torch.Tensor, width: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return row and column of each patch in its image, (P,) each; patches come in 2x2 blocks."""
@@ -128,21 +132,11 @@ class VisionEncoder(nn.Module):
         first = at.floor().to(torch.int64).clamp(0, self.side - 1)
         return first, (first + 1).clamp(max=self.side - 1), (at - first)[:, None].to(self.positions.dtype)
 
-    def _attention(
-        self, attention: Any, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], lengths: torch.Tensor
-    ) -> torch.Tensor:
-        cos, sin = rotary
+    def _attention(self, attention: Any, x: torch.Tensor, rotary: Rotary, lengths: torch.Tensor) -> torch.Tensor:
         query, key, value = attention.qkv(x).view(x.shape[0], 3, self.num_heads, -1).unbind(1)  # (P, heads, h)
-        query = query * cos + rotate_half(query) * sin
-        key = key * cos + rotate_half(key) * sin
+        query, key = self.operators.rotate(query, rotary), self.operators.rotate(key, rotary)
         attended = torch.ops.vlembed.packed_attention(
-            query.transpose(0, 1)[:, None],
-            key.permute(1, 2, 0),
-            value.transpose(0, 1),
-            lengths,
-            lengths,
-            False,
-            query.shape[-1] ** -0.5,
+            query, key, value, lengths, lengths, False, query.shape[-1] ** -0.5
         )
-        projected: torch.Tensor = attention.proj(attended[:, 0].transpose(0, 1).flatten(1))
+        projected: torch.Tensor = attention.proj(attended.flatten(1))
         return projected

@@ -96,6 +96,7 @@ class GpuTower:
         options = {"arena_extend_strategy": "kSameAsRequested"}
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
+        settings.enable_mem_pattern = False  # as in configs/cuda.pbtxt: sizes change with every batch
         self.session = onnxruntime.InferenceSession(
             path, settings, providers=[("CUDAExecutionProvider", options), "CPUExecutionProvider"]
         )
@@ -177,6 +178,18 @@ def cosines(ours: Array, theirs: Array) -> Array:
     return (ours * theirs).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(theirs, axis=-1)
 
 
+def half_noise(model: Qwen3VLModel, half: Qwen3VLModel) -> float:
+    """Return the cosine of transformers in bfloat16 to transformers in float32: what the precision costs by itself."""
+    generator = np.random.default_rng(0)
+    found = []
+    with torch.no_grad():
+        for length in (1, 2, 31, 97, 128, 129, 255, 256, 257, 1000, 4000):
+            ids = torch.from_numpy(generator.integers(0, 150_000, length))[None].cuda()
+            states = [m.language_model(input_ids=ids).last_hidden_state[:, -1].float().cpu() for m in (half, model)]
+            found.append(cosines(states[0].numpy(), states[1].numpy())[0])
+    return float(min(found))
+
+
 def agreement(model: Qwen3VLModel, vision: GpuTower, language: GpuTower) -> dict[str, float]:
     """Compare items of many sizes, in one batch and alone, with transformers in float32; and the guard."""
     generator = np.random.default_rng(0)
@@ -230,7 +243,7 @@ def agreement(model: Qwen3VLModel, vision: GpuTower, language: GpuTower) -> dict
 
 
 def image_language_feed(input_ids: torch.Tensor, positions: torch.Tensor, image_embeds: Any) -> dict[str, Any]:
-    """Return the language tower's inputs for prompts with an image each, one request; `image_embeds` stay on the GPU."""
+    """Return the language tower's inputs for prompts with an image each, as one request."""
     n, length = input_ids.shape
     feed = with_offsets(
         [
@@ -356,7 +369,7 @@ def profile(work: Callable[[], Any]) -> list[str]:
     rows = sorted(recorded.key_averages(), key=lambda event: -event.device_time_total)
     total = sum(event.device_time_total for event in rows) or 1
     return [
-        f"{event.device_time_total / total:6.1%} {event.device_time_total / 1e3:8.2f} ms {event.count:5d} x {event.key[:110]}"
+        f"{event.device_time_total / total:6.1%} {event.device_time_total / 1e3:8.2f} ms {event.count:5d} x {event.key}"
         for event in rows[:16]
     ]
 
@@ -385,12 +398,14 @@ def main() -> None:
     rows: dict[str, float] = {"GPU memory of both towers loaded, GB": (free - torch.cuda.mem_get_info()[0]) / 1e9}
     model = random_model(torch.float32)
     agreed = agreement(model, vision, language)
+    half = random_model(torch.bfloat16)
+    agreed["texts, transformers in bfloat16, cosine to float32, smallest"] = half_noise(model, half)
     for what, value in agreed.items():
         print(f"{what}: {value:.6f}", flush=True)
     if min(agreed.values()) < MIN_COSINE:
         print(f"WARNING: a cosine is below {MIN_COSINE}", flush=True)
     rows |= agreed
-    model = model.to(torch.bfloat16)
+    model = half
     torch.cuda.empty_cache()
     rows |= measure_latency(model, vision, language)
     rows |= measure_texts(model, language)

@@ -1,7 +1,7 @@
 """Attention over packed sequences, restated because a loop over items cannot be traced.
 
-One operator, `vlembed::packed_attention`: in torch, and in a rendering for each variant of the graphs. Each item attends
-to itself at its own length; nothing outside this module knows how.
+One operator, `vlembed::packed_attention`: in torch, and in a rendering for each variant of the graphs. Each item
+attends to itself at its own length; nothing outside this module knows how.
 
 Letters: n items, T tokens of all items, L tokens of one, B queries of a block, H query heads, K key heads, G = H/K
 queries per key, h head size.
@@ -164,6 +164,7 @@ def paged_attention(
     lengths: INT64[...],
     num_heads: int,
     num_keys: int,
+    head_size: int,
     scale: float,
 ) -> FLOAT[...]:
     """Attend causally with ONNX Runtime's kernel for packed sequences, on pages that are made for one run."""
@@ -177,7 +178,13 @@ def paged_attention(
     column = op.Range(0, op.ReduceMax(pages, keepdims=0), 1)
     table = op.Unsqueeze(op.CumSum(pages, 0) - pages, [1]) + op.Unsqueeze(column, [0])  # (n, pages of the longest)
     # Every page is written before it is read. Two fillings, or ONNX Runtime would take both for one tensor.
-    cache = op.Concat(num_pages, op.Constant(value_ints=[PAGE_ROWS]), op.Shape(key)[1:3], axis=0)
+    cache = op.Concat(
+        num_pages,
+        op.Constant(value_ints=[PAGE_ROWS]),
+        op.Reshape(op.Constant(value_int=num_keys), [1]),
+        op.Reshape(op.Constant(value_int=head_size), [1]),
+        axis=0,
+    )
     keys = op.Expand(op.CastLike(op.Constant(value_float=0.0), query), cache)
     values = op.Expand(op.CastLike(op.Constant(value_float=1.0), query), cache)
     attended = FUSED.PagedAttention(
@@ -209,7 +216,7 @@ def paged_attention(
 def packed_half_attention(
     query: FLOAT[...], key: FLOAT[...], value: FLOAT[...], lengths: INT64[...], num_heads: int, scale: float
 ) -> FLOAT[...]:
-    """Attend to all tokens, heads ungrouped, with ONNX Runtime's kernel for packed sequences: it knows float16 alone."""
+    """Attend to all tokens with ONNX Runtime's kernel for packed sequences, which knows float16 alone."""
     flat = op.Constant(value_ints=[0, -1])
     zero = op.Constant(value_ints=[0])
     ends = op.Cast(op.Concat(zero, op.CumSum(lengths, 0), axis=0), to=6)  # (n + 1,)
@@ -235,7 +242,14 @@ def fused_attention(
     """`packed_attention` for CUDA, where every query is a key."""
     if causal:
         return paged_attention(
-            query, key, value, key_lengths, num_heads=query.shape[1], num_keys=key.shape[1], scale=scale
+            query,
+            key,
+            value,
+            key_lengths,
+            num_heads=query.shape[1],
+            num_keys=key.shape[1],
+            head_size=key.shape[2],
+            scale=scale,
         )
     return packed_half_attention(query, key, value, key_lengths, num_heads=query.shape[1], scale=scale)
 

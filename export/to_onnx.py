@@ -41,6 +41,11 @@ def to_onnx(
         )
     if program is None:  # cannot happen with dynamo=True; the type says so
         raise RuntimeError("torch.onnx.export returned no program.")
+    for node in program.model.graph:
+        if node.domain == "com.microsoft":
+            for output in node.outputs:
+                if not output.uses() and not output.is_graph_output():
+                    output.name = ""  # an optional output that the kernels give in training only
     program.save(str(path), external_data=True)
 
 

@@ -13,46 +13,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 from .operators import Operators, Rotary
 from .packing import Segments, count_per_segment, find_segments, nan_where
-
-
-class Attention(nn.Module):
-    """Causal attention with normalised and rotated heads."""
-
-    def __init__(self, attention: Any, operators: Operators) -> None:
-        super().__init__()
-        self.operators, self.scaling, self.head_size = operators, attention.scaling, attention.head_dim
-        self.v_proj, self.o_proj = attention.v_proj, attention.o_proj
-        self.epsilon = attention.q_norm.variance_epsilon
-        for name in ("q_proj", "k_proj", "q_norm", "k_norm"):
-            weight = getattr(attention, name).weight.detach()
-            setattr(self, name, nn.Parameter(operators.head_order(weight, self.head_size)))
-
-    def forward(
-        self, x: torch.Tensor, rotary: Rotary, lengths: torch.Tensor, last: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Attend within items; with `last`, only from each item's last token, which sees the whole item."""
-        key = self._heads(x, self.k_proj, self.k_norm, rotary)  # (T, K, h)
-        value = self.v_proj(x).view(x.shape[0], -1, self.head_size)  # (T, K, h)
-        prune = last is not None and self.operators.attends_from_some
-        if prune:
-            x, rotary = x[last], (rotary[0][last], rotary[1][last])
-        query = self._heads(x, self.q_proj, self.q_norm, rotary)  # (T or n, H, h)
-        attended = torch.ops.vlembed.packed_attention(
-            query, key, value, torch.ones_like(lengths) if prune else lengths, lengths, not prune, self.scaling
-        )  # (T or n, H, h)
-        if last is not None and not prune:
-            attended = attended[last]
-        projected: torch.Tensor = self.o_proj(attended.flatten(1))
-        return projected
-
-    def _heads(self, x: torch.Tensor, projection: torch.Tensor, norm: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-        heads = linear(x, projection).view(x.shape[0], -1, self.head_size)
-        return self.operators.rotate(self.operators.rms_norm(heads, norm, self.epsilon), rotary)
 
 
 class LanguageModel(nn.Module):
@@ -75,8 +39,6 @@ class LanguageModel(nn.Module):
         self.num_features = 1 + num_deepstack
         self.hidden_size = config.hidden_size
         self.head_dim = config.head_dim
-        self.num_key_value_heads = config.num_key_value_heads
-        self.attentions = nn.ModuleList(Attention(layer.self_attn, self.operators) for layer in model.layers)
         inv_freq = model.rotary_emb.inv_freq.float()
         self.register_buffer("inv_freq", inv_freq, persistent=False)  # (h / 2,)
         # Interleaved M-RoPE: frequency i turns with time (0), height (1) or width (2).
@@ -134,15 +96,13 @@ class LanguageModel(nn.Module):
         features = image_embeds.to(self.norm.weight.dtype).view(-1, self.num_features, self.hidden_size)
         x = self.embed_tokens(torch.where(known, input_ids, torch.zeros_like(input_ids)))  # (T, D)
         x = torch.where(is_visual[:, None], features[:, 0][visual], x)
-        rotary = self.operators.rotary(
-            positions[:, self.axis].float() * self.inv_freq, x.dtype, self.num_key_value_heads
-        )
+        rotary = self.operators.rotary(positions[:, self.axis].float() * self.inv_freq, x.dtype)
         last = (segments.starts + segments.lengths - 1).clamp(min=0)  # (n,)
         norms = [*(layer.input_layernorm for layer in self.layers), self.norm]
-        normed = self.operators.rms_norm(x, norms[0].weight, norms[0].variance_epsilon)
+        normed = self.operators.rms_norm(norms[0], x)
         for index, layer in enumerate(self.layers):
             is_last = index == len(self.layers) - 1
-            attended = self.attentions[index](normed, rotary, segments.lengths, last if is_last else None)
+            attended = self._attention(layer.self_attn, normed, rotary, segments.lengths, last if is_last else None)
             x = x[last] if is_last else x
             normed, x = self.operators.add_rms_norm(layer.post_attention_layernorm, x, attended)
             added = self._mlp(layer.mlp, normed)
@@ -177,3 +137,23 @@ class LanguageModel(nn.Module):
         index = before - before[token_offsets[:-1]][request] + own[request]
         index = torch.minimum(index, own[request + 1] - 1)
         return index, count_per_segment(counts, token_offsets) == own.diff()
+
+    def _attention(
+        self, attention: Any, x: torch.Tensor, rotary: Rotary, lengths: torch.Tensor, last: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Attend causally; with `last`, only from each item's last token, which sees the whole item."""
+        key = attention.k_proj(x).view(x.shape[0], -1, self.head_dim)  # (T, K, h)
+        key = self.operators.rotate(self.operators.rms_norm(attention.k_norm, key), rotary)
+        value = attention.v_proj(x).view(x.shape[0], -1, self.head_dim)  # (T, K, h)
+        prune = last is not None and self.operators.attends_from_some
+        if prune:
+            x, rotary = x[last], (rotary[0][last], rotary[1][last])
+        query = attention.q_proj(x).view(x.shape[0], -1, self.head_dim)  # (T or n, H, h)
+        query = self.operators.rotate(self.operators.rms_norm(attention.q_norm, query), rotary)
+        attended = torch.ops.vlembed.packed_attention(
+            query, key, value, torch.ones_like(lengths) if prune else lengths, lengths, not prune, attention.scaling
+        )  # (T or n, H, h)
+        if last is not None and not prune:
+            attended = attended[last]
+        projected: torch.Tensor = attention.o_proj(attended.flatten(1))
+        return projected

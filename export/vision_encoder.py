@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from .operators import Operators, Rotary
@@ -22,42 +21,6 @@ from .packing import find_segments, nan_where, segment_index
 
 MERGE = 2
 PATCHES_PER_TOKEN = MERGE * MERGE
-
-
-class Attention(nn.Module):
-    """Attention to the whole image with rotated heads."""
-
-    def __init__(self, attention: Any, operators: Operators) -> None:
-        super().__init__()
-        self.operators, self.proj = operators, attention.proj
-        self.head_size = attention.head_dim
-        for name, weight, bias in zip("qkv", attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3), strict=True):
-            if name != "v":
-                weight, bias = (operators.head_order(rows, self.head_size) for rows in (weight, bias))
-            setattr(self, f"{name}_weight", nn.Parameter(weight.detach()))
-            setattr(self, f"{name}_bias", nn.Parameter(bias.detach()))
-
-    def forward(self, x: torch.Tensor, rotary: Rotary, lengths: torch.Tensor) -> torch.Tensor:
-        """Attend within images (P, E)."""
-        query, key, value = (
-            linear(x, weight, bias).view(x.shape[0], -1, self.head_size)  # (P, heads, h)
-            for weight, bias in (
-                (self.q_weight, self.q_bias),
-                (self.k_weight, self.k_bias),
-                (self.v_weight, self.v_bias),
-            )
-        )
-        attended = torch.ops.vlembed.packed_attention(
-            self.operators.rotate(query, rotary),
-            self.operators.rotate(key, rotary),
-            value,
-            lengths,
-            lengths,
-            False,
-            self.head_size**-0.5,
-        )
-        projected: torch.Tensor = self.proj(attended.flatten(1))
-        return projected
 
 
 class VisionEncoder(nn.Module):
@@ -73,7 +36,7 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.operators = operators or Operators()
         config: Any = model.config
-        self.attentions = nn.ModuleList(Attention(block.attn, self.operators) for block in model.blocks)
+        self.projections = nn.ModuleList(_thirds(block.attn.qkv) for block in model.blocks)
         self.blocks, self.merger, self.deepstack_mergers = model.blocks, model.merger, model.deepstack_merger_list
         self.deepstack_indexes = list(config.deepstack_visual_indexes)
         self.num_heads = config.num_heads
@@ -130,13 +93,14 @@ class VisionEncoder(nn.Module):
         x = pixels @ self.patch_weight.T + self.patch_bias  # (P, E)
         x = x + self._learned_positions(row, column, height[image_of_patch], width[image_of_patch]).to(x.dtype)
         angles = torch.cat([row[:, None] * self.inv_freq, column[:, None] * self.inv_freq], dim=1)  # (P, h / 2)
-        rotary = self.operators.rotary(angles, x.dtype, self.num_heads)
+        rotary = self.operators.rotary(angles, x.dtype)
 
         lengths = segments.lengths * PATCHES_PER_TOKEN
         features = []
         normed = self.blocks[0].norm1(x)
         for index, block in enumerate(self.blocks):
-            normed, x = self.operators.add_layer_norm(block.norm2, x, self.attentions[index](normed, rotary, lengths))
+            attended = self._attention(index, normed, rotary, lengths)
+            normed, x = self.operators.add_layer_norm(block.norm2, x, attended)
             added = block.mlp(normed)
             if index + 1 < len(self.blocks):
                 normed, x = self.operators.add_layer_norm(self.blocks[index + 1].norm1, x, added)
@@ -174,3 +138,28 @@ class VisionEncoder(nn.Module):
         at = index.float() * (self.side - 1) / (size - 1).float()
         first = at.floor().to(torch.int64).clamp(0, self.side - 1)
         return first, (first + 1).clamp(max=self.side - 1), (at - first)[:, None].to(self.positions.dtype)
+
+    def _attention(self, index: int, x: torch.Tensor, rotary: Rotary, lengths: torch.Tensor) -> torch.Tensor:
+        projections: Any = self.projections[index]
+        query, key, value = (project(x).view(x.shape[0], self.num_heads, -1) for project in projections)
+        attended = torch.ops.vlembed.packed_attention(
+            self.operators.rotate(query, rotary),
+            self.operators.rotate(key, rotary),
+            value,
+            lengths,
+            lengths,
+            False,
+            query.shape[-1] ** -0.5,
+        )
+        projected: torch.Tensor = self.blocks[index].attn.proj(attended.flatten(1))
+        return projected
+
+
+def _thirds(projection: Any) -> nn.ModuleList:
+    """Return the projections to queries, keys and values, so that their outputs need not be split."""
+    thirds = nn.ModuleList()
+    for weight, bias in zip(projection.weight.chunk(3), projection.bias.chunk(3), strict=True):
+        third = nn.Linear(*reversed(weight.shape), device="meta")
+        third.weight, third.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+        thirds.append(third)
+    return thirds

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from export.__main__ import export
 from export.checkpoint import Checkpoint, ExportError
@@ -79,6 +80,16 @@ def test_a_graph_that_disagrees_is_not_placed(
 ) -> None:
     monkeypatch.setattr("export.validate.MIN_COSINE", 1.1)
     with pytest.raises(ExportError, match="cosine"):
+        export(str(checkpoint.folder), tmp_path / "repository")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tower", ["vision_encoder", "language_model"])
+def test_a_tower_that_trusts_a_batch_with_empty_tensors_is_not_placed(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tower: str
+) -> None:
+    monkeypatch.setattr(f"export.{tower}.none_empty", lambda *offsets: torch.tensor(True))
+    with pytest.raises(ExportError, match=f"{tower}: a batch in which a request has no"):
         export(str(checkpoint.folder), tmp_path / "repository")
     assert not list(tmp_path.iterdir())
 

@@ -19,7 +19,7 @@ from export.repository import TEMPLATE
 from tests.conftest import ARCHITECTURES
 
 FILES = {
-    "embed/1", "embed/config.pbtxt", "embed_text/1", "embed_text/config.pbtxt",
+    "embed/1/about.txt", "embed/config.pbtxt", "embed_text/1/about.txt", "embed_text/config.pbtxt",
     "info/1/info.json", "info/1/model.py", "info/config.pbtxt",
     "language_model/1/model.onnx", "language_model/1/model.onnx.data", "language_model/config.pbtxt",
     "pooling/1/model.py", "pooling/config.pbtxt",

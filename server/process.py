@@ -142,7 +142,7 @@ class TritonProcess:
         self.ports = claim_ports(self.host, self.ports)
         region_prefix = f"vlembed_{uuid4().hex[:12]}_"
         command = [str(server.executable), *self._flags(region_prefix)]
-        environment = dict(os.environ)
+        environment = {"ORT_DISABLE_TELEMETRY": "1", **os.environ}  # it keeps files in the user's folders
         if isinstance(server, WheelServer):
             folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vlembed-backends-")))
             assemble(server, folder)

@@ -142,7 +142,7 @@ class TritonProcess:
         self.ports = claim_ports(self.host, self.ports)
         region_prefix = f"vlembed_{uuid4().hex[:12]}_"
         command = [str(server.executable), *self._flags(region_prefix)]
-        environment = {"ORT_DISABLE_TELEMETRY": "1", **os.environ}  # it keeps files in the user's folders
+        environment = {"ORT_DISABLE_TELEMETRY": "1", **os.environ}  # it would keep files in the user's folders
         if isinstance(server, WheelServer):
             folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vlembed-backends-")))
             assemble(server, folder)
@@ -150,6 +150,8 @@ class TritonProcess:
             environment |= _wheel_environment(server)
         cleanup.callback(_remove_regions, region_prefix)
         with large_stacks() as shortage:
+            if shortage is not None:
+                print(f"warning: {shortage}", file=self.log_stream or sys.stderr, flush=True)
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -160,8 +162,6 @@ class TritonProcess:
                 env=environment,
                 start_new_session=True,  # Ctrl-C must not reach it: its requests would not be finished
             )
-        if shortage is not None:
-            print(f"warning: {shortage}", file=self.log_stream or sys.stderr, flush=True)
         self._log = ServerLog(cast(IO[str], self._process.stdout), self.log_stream)
         cleanup.callback(self._log.close)
         cleanup.callback(self._stop)

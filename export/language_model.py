@@ -16,7 +16,7 @@ from torch import nn
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 from .operators import Operators, Rotary
-from .packing import Segments, count_per_segment, find_segments, nan_where
+from .packing import Segments, count_per_segment, find_segments, nan_where, none_empty
 
 
 class LanguageModel(nn.Module):
@@ -75,7 +75,8 @@ class LanguageModel(nn.Module):
         Returns
         -------
         torch.Tensor, float32, shape = (n, D)
-            After the final norm; NaN for a request whose tensors contradict each other.
+            After the final norm; NaN for a request whose tensors contradict each other, and for every request where
+            one has a tensor without elements.
         """
         token_offsets = input_ids_offsets.to(torch.int64)
         item_lengths = lengths.to(torch.int64)
@@ -91,7 +92,8 @@ class LanguageModel(nn.Module):
         is_visual = input_ids == self.image_token_id
         visual, visuals_fit = self._visual_index(is_visual, image_embeds_offsets, token_offsets, segments)
         unknown = count_per_segment((~known).to(torch.int64), token_offsets)
-        consistent = segments.consistent & positions_fit & visuals_fit & (unknown == 0)
+        filled = none_empty(input_ids_offsets, position_ids_offsets, lengths_offsets, image_embeds_offsets)
+        consistent = segments.consistent & positions_fit & visuals_fit & (unknown == 0) & filled
 
         features = image_embeds.to(self.norm.weight.dtype).view(-1, self.num_features, self.hidden_size)
         x = self.embed_tokens(torch.where(known, input_ids, torch.zeros_like(input_ids)))  # (T, D)
@@ -134,7 +136,7 @@ class LanguageModel(nn.Module):
         counts = is_visual.to(torch.int64)
         before = counts.cumsum(0) - counts
         request = segments.request_of_row
-        index = before - before[token_offsets[:-1]][request] + own[request]
+        index = before - before[token_offsets[request]] + own[request]
         index = torch.minimum(index, own[request + 1] - 1)
         return index, count_per_segment(counts, token_offsets) == own.diff()
 

@@ -2,7 +2,8 @@
 
 A dynamic batch is many requests laid end to end. Its outer offsets are counted by the server and can be trusted; the
 lengths inside a request come from a client and cannot. A request whose lengths do not add up is marked here, its items
-are clamped to its own rows, and the towers answer it with NaN: it can never read or shift its neighbours.
+are clamped to its own rows, and the towers answer it with NaN: it can never read or shift its neighbours. Where a
+request has no elements in an input, the towers answer the whole batch with NaN.
 
 Letters: R requests, n items of all requests, T rows (tokens, or visual tokens) of all requests.
 """
@@ -54,8 +55,25 @@ def find_segments(
     is_first = torch.arange(lengths.shape[0]) == first_item
     own = torch.where(is_first, row_offsets[request_of_item], row_offsets[request_of_item + 1])
     starts = torch.where(consistent[request_of_item], trusted, own)
-    ends = torch.cat([starts[1:], row_offsets[-1:]])
-    return Segments(starts, ends - starts, request_of_item, segment_index(row_offsets[:-1], num_rows), consistent)
+    # Rows of a request without items fall to a neighbour's item, so that every row has one: see `none_empty`.
+    bounds = torch.cat([row_offsets[:1], starts[1:], row_offsets[-1:]])
+    return Segments(bounds[:-1], bounds.diff(), request_of_item, segment_index(row_offsets[:-1], num_rows), consistent)
+
+
+def none_empty(*offsets: torch.Tensor) -> torch.Tensor:
+    """Tell whether every request has elements in every input, bool of shape ().
+
+    NVIDIA's onnxruntime backend stops filling an input's buffer at a request without elements. The rest of the buffer
+    holds whatever lay there, which may be another client's data: only the offsets are then right, and no row of the
+    batch can be trusted.
+
+    Parameters
+    ----------
+    offsets : torch.Tensor, int32, shape = (R + 1,)
+        Elements of each input before each request.
+    """
+    counts = torch.stack(offsets).to(torch.int64).diff()  # a sum that overflowed int32 shows as a negative count
+    return (counts > 0).all()
 
 
 def starts_of(lengths: torch.Tensor) -> torch.Tensor:

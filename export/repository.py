@@ -42,8 +42,6 @@ def new_repository(output: Path, *, overwrite: bool) -> Iterator[Path]:
         partial = Path(folder) / "repository"
         left_out = shutil.ignore_patterns("__pycache__", ".*", "*.onnx*", "settings.py")  # the last is not for serving
         shutil.copytree(TEMPLATE, partial, ignore=left_out)
-        for model in TEMPLATE.iterdir():
-            (partial / model.name / "1").mkdir(exist_ok=True)  # Triton wants a version folder of ensembles, too
         yield partial
         if output.exists():
             shutil.rmtree(output)

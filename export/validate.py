@@ -206,7 +206,11 @@ def _agree(name: str, ours: Array, theirs: Array) -> float:
 
 
 def _check_guard(name: str, tower: Tower, requests: list[Request], inconsistent: str) -> None:
-    """Put a request that contradicts itself in front of the others: it gets NaN, they stay as they were."""
+    """Hold the tower to what it promises about bad requests.
+
+    A request that contradicts itself gets NaN, and the others stay as they were. A request without elements in an input
+    makes all of its batch NaN.
+    """
     bad = {**requests[0], inconsistent: requests[0][inconsistent] + 2}
     expected, output = tower.run(requests), tower.run([bad, *requests])
     num_bad = len(output) - len(expected)
@@ -214,6 +218,11 @@ def _check_guard(name: str, tower: Tower, requests: list[Request], inconsistent:
         raise ExportError(
             f"{name}: a request with wrong {inconsistent} is not answered with NaN, or harms its neighbours."
         )
+    honest = requests[0]
+    for empty in tower.names:
+        bad = {**honest, empty: honest[empty][:0]}
+        if not all(np.isnan(tower.run(batch)).all() for batch in ([bad, honest], [honest, bad])):
+            raise ExportError(f"{name}: a batch in which a request has no {empty} is not answered with NaN alone.")
 
 
 def check_golden(checkpoint: Checkpoint, language: Tower, golden: dict[str, Any]) -> float:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from .operators import Operators, Rotary
-from .packing import find_segments, nan_where, segment_index
+from .packing import find_segments, nan_where, none_empty, segment_index
 
 MERGE = 2
 PATCHES_PER_TOKEN = MERGE * MERGE
@@ -67,7 +67,8 @@ class VisionEncoder(nn.Module):
         Returns
         -------
         torch.Tensor, float32, shape = (V, C D)
-            Main features, then the DeepStack features; NaN for a request whose grids do not fit its patches.
+            Main features, then the DeepStack features; NaN for a request whose grids do not fit its patches,
+            and for every request where one has no patches or no grids.
         """
         tokens = patches.view(-1, PATCHES_PER_TOKEN * self.patch_weight.shape[1])  # (V, 6144)
         num_tokens = tokens.shape[0]
@@ -109,7 +110,8 @@ class VisionEncoder(nn.Module):
             if index in self.deepstack_indexes:
                 features.append(self.deepstack_mergers[self.deepstack_indexes.index(index)](x))
         image_embeds = torch.cat([self.merger(x), *features], dim=1)  # (V, C D)
-        return nan_where(image_embeds.float(), ~segments.consistent[segments.request_of_row])
+        consistent = segments.consistent & none_empty(patches_offsets, grid_thw_offsets)
+        return nan_where(image_embeds.float(), ~consistent[segments.request_of_row])
 
     def _patch_grid(self, start: torch.Tensor, width: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return row and column of each patch in its image, (P,) each; patches come in 2x2 blocks."""

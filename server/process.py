@@ -25,6 +25,7 @@ from .errors import ServerStartError
 from .locate import ContainerServer, WheelServer, find_server
 from .network import check_host, claim_ports
 from .server_log import ServerLog
+from .stack import large_stacks
 
 EXIT_TIMEOUT_S = 30  # tritonserver waits this long for requests in flight, then leaves
 KILL_AFTER_S = EXIT_TIMEOUT_S + 15  # of SIGTERM; unloading the models takes a moment, too
@@ -141,23 +142,26 @@ class TritonProcess:
         self.ports = claim_ports(self.host, self.ports)
         region_prefix = f"vlembed_{uuid4().hex[:12]}_"
         command = [str(server.executable), *self._flags(region_prefix)]
-        environment = dict(os.environ)
+        environment = {"ORT_DISABLE_TELEMETRY": "1", **os.environ}  # it would keep files in the user's folders
         if isinstance(server, WheelServer):
             folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vlembed-backends-")))
             assemble(server, folder)
             command.append(f"--backend-directory={folder}")
             environment |= _wheel_environment(server)
         cleanup.callback(_remove_regions, region_prefix)
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=environment,
-            start_new_session=True,  # Ctrl-C must not reach it: its requests would not be finished
-        )
+        with large_stacks() as shortage:
+            if shortage is not None:
+                print(f"warning: {shortage}", file=self.log_stream or sys.stderr, flush=True)
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                env=environment,
+                start_new_session=True,  # Ctrl-C must not reach it: its requests would not be finished
+            )
         self._log = ServerLog(cast(IO[str], self._process.stdout), self.log_stream)
         cleanup.callback(self._log.close)
         cleanup.callback(self._stop)

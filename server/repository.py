@@ -34,6 +34,12 @@ def check_repository(repository: Path, model_config_name: str | None = None) -> 
     missing = [model for model in MODELS if not (repository / model / "config.pbtxt").is_file()]
     if missing:
         raise ServerStartError(f"{repository} lacks the models {', '.join(missing)}. {EXPORT_CURE}")
+    lost = [f"{model}/1" for model in MODELS if not (repository / model / "1").is_dir()]
+    if lost:
+        raise ServerStartError(
+            f"{repository} lacks the folders {', '.join(lost)}. Git and object stores lose empty folders: make them "
+            "again, or export again."
+        )
     for tower in TOWERS:
         folder = repository / tower / "1"
         if not any((folder / graph).exists() for graph in GRAPHS):
@@ -47,7 +53,8 @@ def _check_variant(repository: Path, name: str) -> None:
     """Refuse a name that no model knows: tritonserver would quietly take every default."""
     known = sorted({path.stem for path in repository.glob("*/configs/*.pbtxt")})
     if name not in known:
-        raise ServerStartError(f"no model has a config named {name!r}. --model-config-name can be one of {known}.")
+        cure = f"Pass one of {known}, or leave it out." if known else "There is none: leave it out."
+        raise ServerStartError(f"--model-config-name {name!r}: no model of {repository} has that config. {cure}")
 
 
 def _check_bounds(repository: Path, model_config_name: str | None) -> None:

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from export.packing import count_per_segment, find_segments, nan_where, segment_index
+from export.packing import count_per_segment, find_segments, nan_where, none_empty, segment_index
 
 
 def offsets(counts: list[int]) -> torch.Tensor:
@@ -52,6 +52,32 @@ def test_invalid_items_make_their_request_inconsistent() -> None:
     lengths, valid = torch.tensor([2, 2, 2]), torch.tensor([True, True, False])
     segments = find_segments(lengths, valid, offsets([1, 2]), offsets([2, 4]), 6)
     assert segments.consistent.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_rows_without_items_keep_the_layout_whole(place: int) -> None:
+    requests, rows = [[2, 3], [4]], [5, 4]
+    requests.insert(place, [])
+    rows.insert(place, 5)
+    segments = segments_of(requests, rows)
+    assert segments.consistent.tolist() == [i != place for i in range(3)]
+    assert segments.starts.tolist() == [0, *itertools.accumulate(segments.lengths.tolist())][:-1]
+    assert segments.lengths.sum() == sum(rows)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([[3, 1], [6, 2]], True),
+        ([[0, 1], [6, 2]], False),
+        ([[3, 1], [6, 0]], False),
+        ([[3, 0], [6, 0]], False),
+        ([[2**31 - 1, 2**31 - 1], [6, 2]], False),  # the second offset overflows
+    ],
+)
+def test_none_empty(counts: list[list[int]], expected: bool) -> None:
+    every = [offsets(request).to(torch.int32) for request in counts]
+    assert none_empty(*every).item() is expected
 
 
 def test_segment_index_and_counts() -> None:

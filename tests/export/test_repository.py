@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from export.__main__ import export
 from export.checkpoint import Checkpoint, ExportError
@@ -18,7 +19,7 @@ from export.repository import TEMPLATE
 from tests.conftest import ARCHITECTURES
 
 FILES = {
-    "embed/1", "embed/config.pbtxt", "embed_text/1", "embed_text/config.pbtxt",
+    "embed/1/about.txt", "embed/config.pbtxt", "embed_text/1/about.txt", "embed_text/config.pbtxt",
     "info/1/info.json", "info/1/model.py", "info/config.pbtxt",
     "language_model/1/model.onnx", "language_model/1/model.onnx.data", "language_model/config.pbtxt",
     "pooling/1/model.py", "pooling/config.pbtxt",
@@ -79,6 +80,16 @@ def test_a_graph_that_disagrees_is_not_placed(
 ) -> None:
     monkeypatch.setattr("export.validate.MIN_COSINE", 1.1)
     with pytest.raises(ExportError, match="cosine"):
+        export(str(checkpoint.folder), tmp_path / "repository")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tower", ["vision_encoder", "language_model"])
+def test_a_tower_that_trusts_a_batch_with_empty_tensors_is_not_placed(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tower: str
+) -> None:
+    monkeypatch.setattr(f"export.{tower}.none_empty", lambda *offsets: torch.tensor(True))
+    with pytest.raises(ExportError, match=f"{tower}: a batch in which a request has no"):
         export(str(checkpoint.folder), tmp_path / "repository")
     assert not list(tmp_path.iterdir())
 

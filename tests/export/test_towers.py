@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,3 +163,68 @@ def test_a_lying_text_request_harms_nobody(tiny: Towers, checkpoint: Checkpoint,
         liar[key] = np.array(value, liar[key].dtype)
     honest = [random_language_request(generator, checkpoint) for _ in range(3)]
     assert_only_the_liar_suffers(tiny[1], honest, liar, num_rows=len(liar["lengths"]))
+
+
+def run_as_stock(tower: Tower, requests: list[dict[str, np.ndarray]], stale: dict[str, np.ndarray]) -> np.ndarray:
+    """Run a batch as NVIDIA's backend packs it: from the first request without elements on, a buffer is as it was."""
+    feed = {}
+    for name in tower.names:
+        parts = [request[name].reshape(-1) for request in requests]
+        feed[name] = np.concatenate(parts)
+        feed[f"{name}_offsets"] = np.cumsum([0, *map(len, parts)], dtype=np.int32)
+        first_empty = next((index for index, part in enumerate(parts) if not len(part)), len(parts))
+        copied = feed[f"{name}_offsets"][first_empty]
+        feed[name][copied:] = np.resize(stale[name], len(feed[name]))[copied:]
+    return np.asarray(tower.session.run(None, feed)[0])
+
+
+def stale_buffers(
+    kind: str, names: tuple[str, ...], others: list[dict[str, np.ndarray]], generator: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Return what may lie in the buffers: an earlier batch, zeros or anything."""
+    earlier = {name: np.concatenate([request[name].reshape(-1) for request in others]) for name in names}
+    if kind == "earlier batch":
+        return earlier
+    if kind == "zeros":
+        return {name: np.zeros_like(values) for name, values in earlier.items()}
+    return {name: np.frombuffer(generator.bytes(values.nbytes), values.dtype) for name, values in earlier.items()}
+
+
+@pytest.mark.parametrize("stale", ["earlier batch", "zeros", "garbage"])
+@pytest.mark.parametrize("size", ["tiny", "deep"])
+def test_a_request_without_elements_leaves_no_row_of_its_batch(
+    towers_of: Callable[[str], Towers], checkpoint_of: Callable[[str], Checkpoint], size: str, stale: str
+) -> None:
+    generator = np.random.default_rng(4)
+    checkpoint, (vision, language) = checkpoint_of(size), towers_of(size)
+    for tower, new_request in (
+        (vision, lambda: random_vision_request(generator)),
+        (language, lambda: random_language_request(generator, checkpoint)),
+    ):
+        subsets = [names for n in range(len(tower.names)) for names in itertools.combinations(tower.names, n + 1)]
+        for names, place in itertools.product(subsets, range(4)):
+            requests = [new_request() for _ in range(3)]
+            bad = new_request()
+            requests.insert(place, bad | {name: bad[name][:0] for name in names})
+            buffers = stale_buffers(stale, tower.names, [new_request() for _ in range(5)], generator)
+            output = run_as_stock(tower, requests, buffers)
+            assert len(output) and np.isnan(output).all(), (names, place)
+
+
+def test_two_requests_without_elements_leave_no_row_of_their_batch(tiny: Towers, checkpoint: Checkpoint) -> None:
+    generator = np.random.default_rng(5)
+    for first, second in itertools.product(tiny[1].names, repeat=2):
+        honest, *bad = (random_language_request(generator, checkpoint) for _ in range(3))
+        bad = [request | {name: request[name][:0]} for request, name in zip(bad, (first, second), strict=True)]
+        earlier = random_language_request(generator, checkpoint)
+        for requests in itertools.permutations([honest, *bad]):
+            assert np.isnan(run_as_stock(tiny[1], list(requests), earlier)).all(), (first, second)
+
+
+def test_what_a_request_without_items_says_reaches_nobody(tiny: Towers, checkpoint: Checkpoint) -> None:
+    generator = np.random.default_rng(6)
+    victim = random_language_request(generator, checkpoint)
+    attacker = random_language_request(generator, checkpoint)
+    attacker |= {"lengths": attacker["lengths"][:0]}
+    assert np.isnan(tiny[1].run([victim, attacker])).all()
+    assert np.isfinite(tiny[1].run([victim])).all()

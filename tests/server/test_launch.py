@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from numpy.testing import assert_allclose
 from tritonclient.grpc import InferenceServerClient
 
 from server import locate
@@ -25,6 +26,7 @@ from server.network import check_host, claim_ports
 from server.process import TritonProcess
 from server.repository import TOWERS, check_repository
 from server.server_log import find_failure
+from tests.wire import Wire
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 120.0  # generous: only a hang reaches it
@@ -99,8 +101,21 @@ def test_bounds_of_the_chosen_variant(folder: Path) -> None:
 def test_variant_that_no_model_has(folder: Path) -> None:
     (folder / "pooling/configs").mkdir()
     (folder / "pooling/configs/gpu.pbtxt").touch()
-    with pytest.raises(ServerStartError, match=r"no model has a config named 'gpus'.*can be one of \['gpu'\]"):
+    with pytest.raises(ServerStartError, match=r"'gpus': no model .* has that config\. Pass one of \['gpu'\]"):
         check_repository(folder, "gpus")
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "config", "../config"])
+def test_variant_where_there_is_none(folder: Path, name: str) -> None:
+    with pytest.raises(ServerStartError, match=rf"'{name}': no model .* has that config\. There is none: leave it out"):
+        check_repository(folder, name)
+
+
+def test_lost_version_folders(folder: Path) -> None:
+    shutil.rmtree(folder / "embed/1")
+    shutil.rmtree(folder / "embed_text/1")
+    with pytest.raises(ServerStartError, match=r"lacks the folders embed/1, embed_text/1\. Git and object stores"):
+        check_repository(folder)
 
 
 def test_port_in_use() -> None:
@@ -244,6 +259,8 @@ def test_command_stops_when_a_python_process_died(repository: Path) -> None:
     [
         (["--repository", "nowhere"], "error: the model repository nowhere does not exist."),
         (["--repository", "model_repository"], "error: model_repository/vision_encoder/1 has no model.onnx"),
+        (["--repository", "{folder}", "--model-config-name=x"], "error: --model-config-name 'x': no model of"),
+        (["--repository", "{folder}", "--model-config-name", "x"], "error: --model-config-name 'x': no model of"),
         (["--repository", "{folder}", "--host", "0.0.0.0"], "error: --host 0.0.0.0 can be reached from other machines"),
         (["--repository", "{folder}", "--http-port", "{port}"], "error: port {port} of 127.0.0.1 cannot be used"),
     ],
@@ -288,6 +305,18 @@ def test_canary_finds_a_server_that_answers_nonsense(repository: Path, tmp_path:
     ):
         pass
     assert vlembed_leftovers() <= before
+
+
+@pytest.mark.triton
+def test_a_repository_from_git_or_an_object_store_is_served(repository: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "repository"
+    for file in repository.rglob("*"):
+        if file.is_file():  # all that these keep
+            (copy / file.relative_to(repository)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy / file.relative_to(repository))
+    with TritonServer(copy) as server:
+        embed = Wire(server.grpc_url).embed
+        assert_allclose(embed(text=[b"a"])["embedding"], embed("embed_text", text=[b"a"])["embedding"], atol=1e-6)
 
 
 SLOW_CONFIG = """

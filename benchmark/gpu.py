@@ -28,8 +28,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from demo.untrained import text_config, vision_config
 from export.language_model import LanguageModel
-from export.operators import FusedOperators
 from export.to_onnx import example_language_inputs, example_vision_inputs, to_onnx
+from export.variants import VARIANTS
 from export.vision_encoder import VisionEncoder
 
 from .report import report
@@ -71,21 +71,23 @@ def export_towers(folder: Path, towers: list[str]) -> None:
         module: torch.nn.Module
         if tower == "vision_encoder":
             module, inputs, output = (
-                VisionEncoder(model.visual, FusedOperators()),
+                VisionEncoder(model.visual, VARIANTS["cuda"].operators),
                 example_vision_inputs(),
                 "image_embeds",
             )
         else:
             num_deepstack = len(model.config.vision_config.deepstack_visual_indexes)
             hidden_size = model.config.text_config.hidden_size
-            module = LanguageModel(model.language_model, model.config.image_token_id, num_deepstack, FusedOperators())
+            module = LanguageModel(
+                model.language_model, model.config.image_token_id, num_deepstack, VARIANTS["cuda"].operators
+            )
             inputs = example_language_inputs(
                 model.config.text_config.vocab_size, model.config.image_token_id, (1 + num_deepstack) * hidden_size
             )
             output = "pooled"
         for parameter in module.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
-        to_onnx(module, inputs, output, folder / f"{tower}.onnx", "cuda")
+        to_onnx(module, inputs, output, folder / f"{tower}.onnx", VARIANTS["cuda"])
         (folder / f"{tower}.done").write_text(f"{time.monotonic() - started:.1f}")
 
 

@@ -8,8 +8,10 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from transformers.utils import logging
 
@@ -19,11 +21,19 @@ from .checkpoint import Checkpoint, ExportError, open_checkpoint
 from .language_model import LanguageModel
 from .repository import fill_sizes, new_repository, write_json
 from .to_onnx import example_language_inputs, example_vision_inputs, to_onnx
-from .validate import reference_cases, validate
+from .validate import Case, imitate, reference_cases, runs_here, validate
+from .variants import VARIANTS, Variant
 from .vision_encoder import VisionEncoder
 
 
-def export(name: str, output: Path, *, precision: str = "fp32", overwrite: bool = False) -> dict[str, float]:
+def export(
+    name: str,
+    output: Path,
+    *,
+    variants: Sequence[str] = ("cpu",),
+    precision: str | None = None,
+    overwrite: bool = False,
+) -> dict[str, float]:
     """Write a deployable model repository for a checkpoint, and only if it agrees with transformers.
 
     Parameters
@@ -32,8 +42,10 @@ def export(name: str, output: Path, *, precision: str = "fp32", overwrite: bool 
         A folder with a Qwen3-VL(-Embedding) checkpoint, or a hub id.
     output
         The repository to write.
+    variants
+        Names in `VARIANTS`: the renderings that the repository shall hold.
     precision
-        Of weights and computation: "fp32".
+        Of weights and computation; by default the one of each variant.
     overwrite
         Replace `output` if it exists.
 
@@ -53,45 +65,91 @@ def export(name: str, output: Path, *, precision: str = "fp32", overwrite: bool 
         peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
         print(f"{time.monotonic() - started:6.1f} s  {peak_gib:5.2f} GiB peak  {what}", flush=True)
 
+    chosen = choose_variants(variants, precision)
     checkpoint = open_checkpoint(name)
     with new_repository(output, overwrite=overwrite) as repository:
         say(f"{checkpoint.name}: hidden size {checkpoint.hidden_size}, DeepStack of {checkpoint.num_deepstack}")
-        write_small_files(repository, checkpoint, precision)
+        write_small_files(repository, checkpoint, chosen)
         model = checkpoint.load_model()
         say("weights loaded")
         cases = reference_cases(checkpoint, model)
         say(f"transformers ran {len(cases)} cases")
-        vision, language = repository / "vision_encoder/1/model.onnx", repository / "language_model/1/model.onnx"
-        to_onnx(VisionEncoder(model.visual), example_vision_inputs(), "image_embeds", vision)
-        say("vision_encoder exported")
-        image_token_id = checkpoint.config.image_token_id
-        to_onnx(
-            LanguageModel(model.language_model, image_token_id, checkpoint.num_deepstack),
-            example_language_inputs(checkpoint.vocab_size, image_token_id, checkpoint.image_embeds_size),
-            "pooled",
-            language,
-        )
+        report = {}
+        for variant in chosen:
+            report |= export_towers(repository, checkpoint, model, cases, variant)
+            say(f"{variant.name}: both towers exported in {variant.precision}")
         del model  # before the graphs take as much memory again
         gc.collect()
-        say("language_model exported")
-        report = validate(repository, checkpoint, cases)
+        for variant in chosen:
+            if runs_here(variant):
+                report |= validate(repository, checkpoint, cases, variant)
+            else:
+                say(f"{variant.name}: no graph was run, for ONNX Runtime has no {variant.provider} here")
         say("agrees with transformers: " + ", ".join(f"{what} {cosine:.6f}" for what, cosine in report.items()))
     say(f"wrote {output}")
     return report
 
 
-def write_small_files(repository: Path, checkpoint: Checkpoint, precision: str) -> None:
+def choose_variants(names: Sequence[str], precision: str | None) -> list[Variant]:
+    """Return the variants in the order in which they can be written.
+
+    Raises
+    ------
+    ExportError
+        There is no such variant, or it is not written in that precision.
+    """
+    if unknown := set(names) - set(VARIANTS):
+        raise ExportError(f"there is no variant {', '.join(sorted(unknown))}. Choose from {', '.join(VARIANTS)}.")
+    chosen = [variant for variant in VARIANTS.values() if variant.name in names]
+    for variant in chosen:
+        if precision not in (None, variant.precision):
+            raise ExportError(
+                f"the variant {variant.name} is written in {variant.precision}, not {precision}. "
+                "Leave --precision out, or pass another --variant."
+            )
+    return chosen
+
+
+def export_towers(
+    repository: Path, checkpoint: Checkpoint, model: Any, cases: list[Case], variant: Variant
+) -> dict[str, float]:
+    """Write both graphs of a variant; round the model's weights to its precision for that.
+
+    Returns
+    -------
+    dict
+        The smallest cosines to the reference, where the graphs cannot run on this machine and PyTorch stands in.
+    """
+    image_token_id = checkpoint.config.image_token_id
+    vision = VisionEncoder(model.visual, variant.operators)
+    language = LanguageModel(model.language_model, image_token_id, checkpoint.num_deepstack, variant.operators)
+    for tower in (vision, language):
+        for parameter in tower.parameters():  # buffers hold frequencies and positions, which stay in float32
+            parameter.data = parameter.data.to(variant.dtype)
+    report = {} if runs_here(variant) else imitate(vision, language, checkpoint, cases, variant)
+    to_onnx(vision, example_vision_inputs(), "image_embeds", repository / "vision_encoder/1" / variant.graph, variant)
+    inputs = example_language_inputs(checkpoint.vocab_size, image_token_id, checkpoint.image_embeds_size)
+    to_onnx(language, inputs, "pooled", repository / "language_model/1" / variant.graph, variant)
+    return report
+
+
+def write_small_files(repository: Path, checkpoint: Checkpoint, variants: list[Variant]) -> None:
     """Fill in the configs' sizes and put the tokenizer, the prompt and the self-description in their places."""
     fill_sizes(repository, checkpoint.hidden_size, checkpoint.image_embeds_size)
     checkpoint.copy_tokenizer(repository / "preprocess/1")
     write_json(repository / "preprocess/1/preprocessing.json", checkpoint.preprocessing())
     info = {
         "checkpoint": checkpoint.name,
-        "fingerprint": checkpoint.fingerprint({"precision": precision}),
         "dimensions": checkpoint.hidden_size,
         "min_dimensions": MIN_DIMENSIONS,
         "default_instruction": DEFAULT_INSTRUCTION,
-        "precision": precision,
+        "variants": {
+            variant.name: {
+                "precision": variant.precision,
+                "fingerprint": checkpoint.fingerprint({"precision": variant.precision}),
+            }
+            for variant in variants
+        },
         "versions": {package: version(package) for package in ("torch", "transformers", "onnx", "onnxruntime")},
     }
     write_json(repository / "info/1/info.json", info)
@@ -102,14 +160,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="export", description="Convert a checkpoint into a Triton model repository.")
     parser.add_argument("--checkpoint", required=True, help="folder or hub id of a Qwen3-VL(-Embedding) checkpoint")
     parser.add_argument("--output", type=Path, required=True, help="model repository to write")
-    parser.add_argument("--precision", choices=["fp32"], default="fp32", help="of weights and computation")
+    parser.add_argument(
+        "--variant",
+        choices=list(VARIANTS),
+        action="append",
+        help="hardware to write for; may be repeated; default: cpu",
+    )
+    precisions = [variant.precision for variant in VARIANTS.values()]
+    parser.add_argument(
+        "--precision", choices=precisions, help="of weights and computation; default: the variant's own"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         report = export(
-            arguments.checkpoint, arguments.output, precision=arguments.precision, overwrite=arguments.overwrite
+            arguments.checkpoint,
+            arguments.output,
+            variants=arguments.variant or ["cpu"],
+            precision=arguments.precision,
+            overwrite=arguments.overwrite,
         )
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)

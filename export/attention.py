@@ -252,6 +252,3 @@ def fused_attention(
             scale=scale,
         )
     return packed_half_attention(query, key, value, key_lengths, num_heads=query.shape[1], scale=scale)
-
-
-RENDERINGS: dict[str, Any] = {"cpu": looped_attention, "cuda": fused_attention}

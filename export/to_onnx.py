@@ -12,17 +12,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .attention import RENDERINGS
+from .variants import VARIANTS, Variant
 
-OPSETS = {
-    "cpu": 18,  # with IR 10: every ONNX Runtime since 1.17 and every Triton container since 24.03 loads it
-    "cuda": 20,  # the first with Gelu
-}
 PATCH_SIZE = 6144  # bytes of one visual token: 2x2 patches x 3 channels x 2 frames x 16 x 16
 
 
 def to_onnx(
-    tower: nn.Module, inputs: dict[str, torch.Tensor], output_name: str, path: Path, variant: str = "cpu"
+    tower: nn.Module, inputs: dict[str, torch.Tensor], output_name: str, path: Path, variant: Variant = VARIANTS["cpu"]
 ) -> None:
     """Write `tower` to `path`, its weights beside it in `<name>.data`; every input is rank 1 of dynamic length."""
     with warnings.catch_warnings(), torch.no_grad():
@@ -35,8 +31,8 @@ def to_onnx(
             dynamic_shapes={name: {0: torch.export.Dim.AUTO} for name in inputs},
             output_names=[output_name],
             dynamo=True,
-            opset_version=OPSETS[variant],
-            custom_translation_table={torch.ops.vlembed.packed_attention.default: RENDERINGS[variant]},
+            opset_version=variant.opset,
+            custom_translation_table={torch.ops.vlembed.packed_attention.default: variant.attention},
             verbose=False,
         )
     if program is None:  # cannot happen with dynamo=True; the type says so

@@ -44,7 +44,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--http-port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--grpc-port", type=int, default=8001, help="0 takes a free one")
     parser.add_argument("--metrics-port", type=int, default=8002, help="0 takes a free one")
-    parser.add_argument("--model-config-name", help="variant of the configs: <model>/configs/NAME.pbtxt")
+    parser.add_argument(
+        "--variant",
+        "--model-config-name",
+        dest="model_config_name",
+        help="graphs and configs for one kind of hardware, as exported; default: cpu",
+    )
     parser.add_argument("--log-verbose", type=int, default=0, help="Triton's level of detail")
     parser.add_argument(
         "--insecure-remote", action="store_true", help="let the wheel's server, with its known holes, face a network"

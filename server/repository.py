@@ -9,20 +9,21 @@ from .errors import ServerStartError
 
 TOWERS = ("vision_encoder", "language_model")
 MODELS = ("embed", "embed_text", "info", "pooling", "preprocess", *TOWERS)
-GRAPHS = ("model.onnx", "model.plan")
+DEFAULT_VARIANT = "cpu"  # of the configs beside `configs/`
 EXPORT_CURE = "Run `python -m export --checkpoint DIR_OR_HUB_ID --output REPOSITORY` and serve that."
+GRAPH = re.compile(r'default_model_filename:\s*"([^"]*)"')
 PARAMETER = re.compile(r'parameters\s*\{\s*key:\s*"([^"]*)"\s*value\s*\{\s*string_value:\s*"([^"]*)"')
 
 
 def check_repository(repository: Path, model_config_name: str | None = None) -> None:
-    """Check that the seven models, both graphs and the chosen configs are there, and that the bounds agree.
+    """Check that the seven models and the chosen variant's graphs are there, and that the bounds agree.
 
     Parameters
     ----------
     repository
         Folder that export wrote.
     model_config_name
-        Variant of the configs, as for tritonserver.
+        The variant: `<model>/configs/<name>.pbtxt`, where a model has it. By default cpu.
 
     Raises
     ------
@@ -40,21 +41,28 @@ def check_repository(repository: Path, model_config_name: str | None = None) -> 
             f"{repository} lacks the folders {', '.join(lost)}. Git and object stores lose empty folders: make them "
             "again, or export again."
         )
-    for tower in TOWERS:
-        folder = repository / tower / "1"
-        if not any((folder / graph).exists() for graph in GRAPHS):
-            raise ServerStartError(f"{folder} has no {' or '.join(GRAPHS)}. {EXPORT_CURE}")
-    if model_config_name is not None:
-        _check_variant(repository, model_config_name)
+    _check_graphs(repository, model_config_name or DEFAULT_VARIANT)
     _check_bounds(repository, model_config_name)
 
 
-def _check_variant(repository: Path, name: str) -> None:
-    """Refuse a name that no model knows: tritonserver would quietly take every default."""
-    known = sorted({path.stem for path in repository.glob("*/configs/*.pbtxt")})
-    if name not in known:
-        cure = f"Pass one of {known}, or leave it out." if known else "There is none: leave it out."
-        raise ServerStartError(f"--model-config-name {name!r}: no model of {repository} has that config. {cure}")
+def _check_graphs(repository: Path, variant: str) -> None:
+    """Refuse a variant that is not there: tritonserver would quietly take the default of every model."""
+    known = [DEFAULT_VARIANT, *sorted({path.stem for path in repository.glob("*/configs/*.pbtxt")})]
+    held = [name for name in known if all(_graph(repository / tower, name).exists() for tower in TOWERS)]
+    if not held:
+        missing = next(path for tower in TOWERS if not (path := _graph(repository / tower, DEFAULT_VARIANT)).exists())
+        raise ServerStartError(f"{missing.parent} has no {missing.name}. {EXPORT_CURE}")
+    if variant not in held:
+        raise ServerStartError(
+            f"--variant {variant!r}: {repository} holds {', '.join(held)} alone. Serve that, or export with "
+            "--variant of what you need."
+        )
+
+
+def _graph(tower: Path, variant: str) -> Path:
+    """Return the file that a variant's config loads."""
+    named = GRAPH.search(_config(tower, variant).read_text(encoding="utf-8"))
+    return tower / "1" / (named[1] if named else "model.onnx")
 
 
 def _check_bounds(repository: Path, model_config_name: str | None) -> None:
@@ -62,7 +70,7 @@ def _check_bounds(repository: Path, model_config_name: str | None) -> None:
         dict(PARAMETER.findall(_config(repository / model, model_config_name).read_text(encoding="utf-8")))
         for model in ("preprocess", "info")
     )
-    for name in sorted(enforced.keys() | advertised.keys()):
+    for name in sorted((enforced.keys() | advertised.keys()) - {"variant"}):
         if enforced.get(name) != advertised.get(name):
             raise ServerStartError(
                 f"the bound {name} is {enforced.get(name)} in preprocess and {advertised.get(name)} in info. "

@@ -259,8 +259,8 @@ def test_command_stops_when_a_python_process_died(repository: Path) -> None:
     [
         (["--repository", "nowhere"], "error: the model repository nowhere does not exist."),
         (["--repository", "model_repository"], "error: model_repository/vision_encoder/1 has no model.onnx"),
-        (["--repository", "{folder}", "--model-config-name=x"], "error: --model-config-name 'x': no model of"),
-        (["--repository", "{folder}", "--model-config-name", "x"], "error: --model-config-name 'x': no model of"),
+        (["--repository", "{folder}", "--model-config-name=x"], "error: --variant 'x': {folder} holds cpu alone."),
+        (["--repository", "{folder}", "--variant", "cuda"], "error: --variant 'cuda': {folder} holds cpu alone."),
         (["--repository", "{folder}", "--host", "0.0.0.0"], "error: --host 0.0.0.0 can be reached from other machines"),
         (["--repository", "{folder}", "--http-port", "{port}"], "error: port {port} of 127.0.0.1 cannot be used"),
     ],

@@ -22,6 +22,7 @@ class TritonPythonModel:
         """Put the answer together once."""
         info = json.loads((Path(args["model_repository"]) / args["model_version"] / "info.json").read_text())
         parameters = json.loads(args["model_config"])["parameters"]
+        info |= info.pop("variants")[parameters.pop("variant")["string_value"]]
         bounds = {name: int(value["string_value"]) for name, value in parameters.items()}
         pixels = f"{info['fingerprint']} {bounds['min_pixels']} {bounds['max_pixels']}"  # these change vectors, too
         info |= {"bounds": bounds, "fingerprint": hashlib.sha256(pixels.encode()).hexdigest()[:16]}

@@ -25,6 +25,7 @@ GRAPH_LEVELS = {  # optimization.graph.level, as the stock backend reads it
 EXECUTION_MODES = {"0": onnxruntime.ExecutionMode.ORT_SEQUENTIAL, "1": onnxruntime.ExecutionMode.ORT_PARALLEL}
 SWITCH = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
 CUDA = "CUDAExecutionProvider"
+ARENAS = {"0": "kNextPowerOfTwo", "1": "kSameAsRequested"}
 PARAMETERS: dict[str, tuple[str, Callable[[str], Any]]] = {  # key in the config -> session option, its reader
     "intra_op_thread_count": ("intra_op_num_threads", int),
     "inter_op_thread_count": ("inter_op_num_threads", int),
@@ -51,7 +52,9 @@ class TritonPythonModel:
             path /= "model.onnx"
         if not path.exists():
             raise pb_utils.TritonModelException(f"{path} is missing. Run `python -m export` to make it.")
-        self.session = onnxruntime.InferenceSession(path, session_options(config), providers=providers(args))
+        if args["model_instance_kind"] == "GPU":
+            onnxruntime.preload_dlls(directory="")  # CUDA's libraries, where pip installed them
+        self.session = onnxruntime.InferenceSession(path, session_options(config), providers=providers(args, config))
         if args["model_instance_kind"] == "GPU" and CUDA not in self.session.get_providers():  # onnxruntime only warns
             raise pb_utils.TritonModelException(
                 f"instance_group of '{args['model_name']}' asks for a GPU, which onnxruntime {onnxruntime.__version__} "
@@ -124,14 +127,17 @@ def session_options(config: dict[str, Any]) -> Any:
     return options
 
 
-def providers(args: dict[str, str]) -> list[Any]:
+def providers(args: dict[str, str], config: dict[str, Any]) -> list[Any]:
     """Choose where the graph runs; Triton has already made CPU or GPU of KIND_AUTO."""
     cpu = "CPUExecutionProvider"
-    return (
-        [(CUDA, {"device_id": args["model_instance_device_id"]}), cpu]
-        if args["model_instance_kind"] == "GPU"
-        else [cpu]
-    )
+    if args["model_instance_kind"] != "GPU":
+        return [cpu]
+    options = {"device_id": args["model_instance_device_id"]}
+    if "gpu_mem_limit" in config["parameters"]:
+        options["gpu_mem_limit"] = config["parameters"]["gpu_mem_limit"]["string_value"]
+    if "arena_extend_strategy" in config["parameters"]:
+        options["arena_extend_strategy"] = ARENAS[config["parameters"]["arena_extend_strategy"]["string_value"]]
+    return [(CUDA, options), cpu]
 
 
 def _tensors(arguments: Sequence[Any]) -> dict[str, GraphTensor]:

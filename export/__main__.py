@@ -19,7 +19,7 @@ from settings import DEFAULT_INSTRUCTION, MIN_DIMENSIONS
 
 from .checkpoint import Checkpoint, ExportError, open_checkpoint
 from .language_model import LanguageModel
-from .repository import fill_sizes, new_repository, write_json
+from .repository import drop_configs, fill_sizes, new_repository, write_json
 from .to_onnx import example_language_inputs, example_vision_inputs, to_onnx
 from .validate import Case, imitate, reference_cases, runs_here, validate
 from .variants import VARIANTS, Variant
@@ -135,6 +135,7 @@ def export_towers(
 
 def write_small_files(repository: Path, checkpoint: Checkpoint, variants: list[Variant]) -> None:
     """Fill in the configs' sizes and put the tokenizer, the prompt and the self-description in their places."""
+    drop_configs(repository, [variant.name for variant in variants])
     fill_sizes(repository, checkpoint.hidden_size, checkpoint.image_embeds_size)
     checkpoint.copy_tokenizer(repository / "preprocess/1")
     write_json(repository / "preprocess/1/preprocessing.json", checkpoint.preprocessing())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -57,6 +57,16 @@ def fill_sizes(repository: Path, hidden_size: int, image_embeds_size: int) -> No
 
     for path in repository.rglob("*.pbtxt"):
         path.write_text(re.sub(r"dims: \[[^\]]*\]", resize, path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def drop_configs(repository: Path, variants: Collection[str]) -> None:
+    """Remove the configs of variants that the repository does not hold."""
+    for path in repository.glob("*/configs/*.pbtxt"):
+        if path.stem not in variants:
+            path.unlink()
+    for folder in repository.glob("*/configs"):
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ def check_repository(repository: Path, model_config_name: str | None = None) -> 
             f"{repository} lacks the folders {', '.join(lost)}. Git and object stores lose empty folders: make them "
             "again, or export again."
         )
-    _check_graphs(repository, model_config_name or DEFAULT_VARIANT)
+    _check_graphs(repository, DEFAULT_VARIANT if model_config_name is None else model_config_name)
     _check_bounds(repository, model_config_name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from functools import cache
@@ -14,6 +15,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from export.checkpoint import Checkpoint
 from export.repository import TEMPLATE
+from export.variants import VARIANTS
 from preprocessing import Bounds
 from tests.conftest import ARCHITECTURES
 
@@ -30,8 +32,8 @@ ONNX_TYPES = {
 
 
 @cache
-def read(model: str, repository: Path = TEMPLATE) -> triton.ModelConfig:
-    return text_format.Parse((repository / model / "config.pbtxt").read_text(), triton.ModelConfig())
+def read(model: str, repository: Path = TEMPLATE, file: str = "config.pbtxt") -> triton.ModelConfig:
+    return text_format.Parse((repository / model / file).read_text(), triton.ModelConfig())
 
 
 def tensors(model: str, side: str) -> dict[str, triton.ModelInput | triton.ModelOutput]:
@@ -133,11 +135,36 @@ def test_the_largest_batch_stays_inside_int32() -> None:
         row_size = math.prod(size for size in tensors(tower, "input")[name].dims if size > 0)
         assert read(tower).max_batch_size * rows * row_size < 2**31
 
+    # CUDA kernels count the numbers of a tensor with 32 bits: tokens by the 2B's intermediate size, patches likewise
+    batches = {tower: read(tower, file="configs/cuda.pbtxt").max_batch_size for tower in TOWERS}
+    assert batches["language_model"] * bounds.max_pack_tokens * 6144 < 2**31
+    assert batches["vision_encoder"] * bounds.max_pack_image_tokens * 4 * 4096 < 2**31
 
-@pytest.mark.parametrize("model", ["preprocess", "info"])
-def test_bounds_are_the_same_everywhere(model: str) -> None:
-    written = {name: int(value.string_value) for name, value in read(model).parameters.items()}
-    assert written == vars(Bounds())
+
+@pytest.mark.parametrize("file", ["preprocess/config.pbtxt", "info/config.pbtxt", "info/configs/cuda.pbtxt"])
+def test_bounds_are_the_same_everywhere(file: str) -> None:
+    model, config = file.split("/", 1)
+    written = {name: value.string_value for name, value in read(model, file=config).parameters.items()}
+    written.pop("variant", None)
+    assert {name: int(value) for name, value in written.items()} == vars(Bounds())
+
+
+@pytest.mark.parametrize("model", ["info", *TOWERS])
+def test_a_variant_differs_in_what_it_must(model: str) -> None:
+    ours, default = read(model, file="configs/cuda.pbtxt"), read(model)
+    if model == "info":
+        assert ours.parameters["variant"].string_value == "cuda"
+    else:
+        assert ours.default_model_filename == VARIANTS["cuda"].graph
+        assert [group.kind for group in ours.instance_group] == [triton.ModelInstanceGroup.KIND_GPU]
+        assert ours.parameters["enable_mem_pattern"].string_value == "0"
+    ours, default = copy.deepcopy(ours), copy.deepcopy(default)
+    for config in (ours, default):
+        for field in ("default_model_filename", "instance_group", "max_batch_size"):
+            config.ClearField(field)
+        for name in ("variant", "enable_mem_pattern", "arena_extend_strategy"):
+            config.parameters.pop(name, None)
+    assert ours == default
 
 
 @pytest.mark.parametrize("size", ARCHITECTURES)

@@ -51,8 +51,9 @@ def test_sizes_are_filled_in(
 def test_info(repository: Path, checkpoint: Checkpoint) -> None:
     info = json.loads((repository / "info/1/info.json").read_text())
     assert info["checkpoint"] == "random-tiny"
-    assert (info["dimensions"], info["min_dimensions"], info["precision"]) == (128, 64, "fp32")
-    assert info["fingerprint"] == checkpoint.fingerprint({"precision": "fp32"})
+    assert (info["dimensions"], info["min_dimensions"]) == (128, 64)
+    fingerprint = checkpoint.fingerprint({"precision": "fp32"})
+    assert info["variants"] == {"cpu": {"precision": "fp32", "fingerprint": fingerprint}}
 
 
 def test_an_existing_repository_is_kept_unless_told(checkpoint: Checkpoint, repository: Path, tmp_path: Path) -> None:

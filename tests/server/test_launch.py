@@ -67,7 +67,7 @@ def test_missing_models(folder: Path) -> None:
 @pytest.mark.parametrize("tower", TOWERS)
 def test_missing_graph(folder: Path, tower: str) -> None:
     (folder / tower / "1/model.onnx").unlink()
-    with pytest.raises(ServerStartError, match=rf"{tower}/1 has no model\.onnx or model\.plan\. Run `python -m export"):
+    with pytest.raises(ServerStartError, match=rf"{tower}/1 has no model\.onnx\. Run `python -m export"):
         check_repository(folder)
 
 
@@ -89,7 +89,7 @@ def test_a_bound_that_is_missing(folder: Path) -> None:
 
 def test_bounds_of_the_chosen_variant(folder: Path) -> None:
     for model in ("preprocess", "info"):
-        (folder / model / "configs").mkdir()
+        (folder / model / "configs").mkdir(exist_ok=True)
         shutil.copy(folder / model / "config.pbtxt", folder / model / "configs/gpu.pbtxt")
     check_repository(folder, "gpu")
     replace(folder / "preprocess/configs/gpu.pbtxt", '"64"', '"128"')
@@ -101,14 +101,26 @@ def test_bounds_of_the_chosen_variant(folder: Path) -> None:
 def test_variant_that_no_model_has(folder: Path) -> None:
     (folder / "pooling/configs").mkdir()
     (folder / "pooling/configs/gpu.pbtxt").touch()
-    with pytest.raises(ServerStartError, match=r"'gpus': no model .* has that config\. Pass one of \['gpu'\]"):
+    with pytest.raises(ServerStartError, match=r"--variant 'gpus': .* holds cpu, gpu alone\. Serve that, or export"):
         check_repository(folder, "gpus")
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "config", "../config"])
 def test_variant_where_there_is_none(folder: Path, name: str) -> None:
-    with pytest.raises(ServerStartError, match=rf"'{name}': no model .* has that config\. There is none: leave it out"):
+    with pytest.raises(ServerStartError, match=rf"--variant '{name}': .* holds cpu alone"):
         check_repository(folder, name)
+
+
+def test_variant_whose_graph_is_missing(folder: Path) -> None:
+    with pytest.raises(ServerStartError, match=r"--variant 'cuda': .* holds cpu alone"):
+        check_repository(folder, "cuda")
+    for tower in TOWERS:
+        (folder / tower / "1/cuda.onnx").touch()
+    check_repository(folder, "cuda")
+    (folder / "vision_encoder/1/model.onnx").unlink()
+    check_repository(folder, "cuda")
+    with pytest.raises(ServerStartError, match=r"--variant 'cpu': .* holds cuda alone"):
+        check_repository(folder)
 
 
 def test_lost_version_folders(folder: Path) -> None:

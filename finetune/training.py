@@ -292,15 +292,15 @@ def _digest(rows: Dataset) -> str:
 
 def _check_options(options: TrainingOptions, keep_adapter: bool) -> None:
     loss = options.loss
-    positive: list[tuple[str, float]] = [(name, getattr(options, name)) for name in ("batch_size", "log_steps")]
-    positive += [("save_steps", options.save_steps), ("temperature", loss.temperature)]
-    positive += [("cached_batch_size", loss.cached_batch_size), *(("matryoshka", size) for size in loss.matryoshka)]
-    if options.max_steps <= 0:
-        positive.append(("epochs", options.epochs))
-    if options.language == "lora":
-        positive += [("rank", options.rank), ("alpha", options.alpha)]
-    if not (options.language == "full" and options.embedding_learning_rate):  # which may train alone
-        positive.append(("learning_rate", options.learning_rate))
+    names = ["batch_size", "log_steps", "save_steps"]
+    names += ["epochs"] if options.max_steps <= 0 else []
+    names += ["rank", "alpha"] if options.language == "lora" else []
+    trains_embeddings = options.language == "full" and options.embedding_learning_rate is not None
+    names += ["embedding_learning_rate"] if trains_embeddings else []
+    names += ["learning_rate"] if options.learning_rate or not trains_embeddings else []  # 0: embeddings train alone
+    positive: list[tuple[str, float]] = [(name, getattr(options, name)) for name in names]
+    positive += [("temperature", loss.temperature), ("cached_batch_size", loss.cached_batch_size)]
+    positive += [("matryoshka", size) for size in loss.matryoshka]
     for name, value in positive:
         if not 0 < value < math.inf:
             raise TrainingError(f"{name} is {value}; it must be more than 0. Leave it out for its default.")

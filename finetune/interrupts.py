@@ -20,7 +20,8 @@ def interruptible(describe: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"interrupted: {describe()}", file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # who presses twice would get a traceback of the exit
+        print(f"\ninterrupted: {describe()}", file=sys.stderr)  # below the line of a progress bar
         sys.exit(INTERRUPTED)
     finally:
         signal.signal(signal.SIGTERM, before)

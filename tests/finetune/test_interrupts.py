@@ -39,7 +39,7 @@ def command(checkpoint: Path, rows: Path, output: Path, *more: object) -> list[s
 def interrupt(
     arguments: list[str], ready: Callable[[int], bool], signum: signal.Signals, times: int = 1
 ) -> tuple[int, str]:
-    """Start a command, send a signal when `ready` says so of its process id, and return its exit status and what it said."""
+    """Start a command, send a signal when its process id is `ready`, and return its exit status and what it said."""
     process = subprocess.Popen(
         arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),  # which a shell may ignore
@@ -66,13 +66,8 @@ def test_a_run_with_a_snapshot_names_it_and_goes_on(
     assert f"interrupted: the last snapshot is {output}/training/checkpoint-" in said
     assert "Go on with the same command and --resume." in said
     before = describe_interrupted(output)
-    log = output / "training/log.csv"
-    size = log.stat().st_size
-
-    def ready_again(_: int) -> bool:
-        return describe_interrupted(output) != before and log.stat().st_size >= size
-
-    status, said = interrupt(command(tiny_checkpoint, rows, output, "--resume"), ready_again, signum)
+    resumed = command(tiny_checkpoint, rows, output, "--resume")
+    status, said = interrupt(resumed, lambda _: describe_interrupted(output) != before, signum)
     assert status == INTERRUPTED and "Traceback" not in said and "the last snapshot is" in said
 
 

@@ -103,6 +103,8 @@ def main() -> None:
         metrics = adapt(arguments.output.resolve(), arguments.language)
     except (BuildError, StepError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # the step that it was in has said so
+        sys.exit(130)
     print(f"\npictures found by {metrics['before']['names']} names in {arguments.language!r} that were never trained")
     print(f"{'':8}" + "".join(f"{metric:>12}" for metric in METRICS))
     for name, found in metrics.items():

@@ -72,7 +72,10 @@ def main() -> int:
     options, further = parser.parse_known_args()
     if not (options.data / "train.jsonl").is_file():
         sys.exit(f"error: {options.data} has no train.jsonl. Make it: python -m demo.build --output {options.data}")
-    return train(options.data, options.output, *further)
+    try:
+        return train(options.data, options.output, *further)
+    except KeyboardInterrupt:  # finetune says how it goes on
+        return 130
 
 
 if __name__ == "__main__":

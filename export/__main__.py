@@ -186,6 +186,9 @@ def main() -> int:
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"interrupted: {arguments.output} was not written.", file=sys.stderr)
+        return 130
     print(json.dumps({"output": str(arguments.output), "cosine": report}))
     return 0
 

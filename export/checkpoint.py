@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
+from checkpoint_files import CheckpointError, find_checkpoint
 from settings import MIN_DIMENSIONS, preprocessing_settings, render
 
 VISION_LAYOUT = {"patch_size": 16, "temporal_patch_size": 2, "spatial_merge_size": 2, "in_channels": 3}
@@ -76,7 +75,12 @@ class Checkpoint:
     def load_model(self) -> Qwen3VLModel:
         """Load the weights in float32, without the language head."""
         loaded: Any = Qwen3VLForConditionalGeneration.from_pretrained(
-            self.folder, dtype=torch.float32, output_loading_info=True, attn_implementation="sdpa"
+            self.folder,
+            dtype=torch.float32,
+            output_loading_info=True,
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+            use_safetensors=True,
         )
         whole, report = loaded
         missing = sorted(set(report["missing_keys"]) - {"lm_head.weight"})
@@ -111,30 +115,19 @@ def open_checkpoint(name: str) -> Checkpoint:
     Raises
     ------
     ExportError
-        It is not there, lacks a file, or is no Qwen3-VL.
+        It is not there, lacks a file, is no Qwen3-VL, or would run code.
     """
-    folder = Path(name)
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.safetensors", "merges.txt"]))
-        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise ExportError(
-                f"checkpoint {name!r} is neither a folder nor a model that the hub gives ({type(error).__name__}). "
-                "Pass a folder with config.json and model.safetensors, or a hub id such as Qwen/Qwen3-VL-Embedding-2B."
-            ) from error
-    for file in ("config.json", "tokenizer.json"):
-        if not (folder / file).is_file():
-            raise ExportError(f"{name}: {file} is missing. Pass a complete Hugging Face checkpoint.")
-    if not any(folder.glob("*.safetensors")):
-        raise ExportError(f"{name}: no *.safetensors weights. Save the model with safetensors.")
     try:
-        config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        folder = find_checkpoint(name)
+    except CheckpointError as error:
+        raise ExportError(str(error)) from error
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises anything on broken files
         raise ExportError(
             f"{name}: config.json or the tokenizer's files are broken ({error}). Save them again."
         ) from error
-    if config.model_type != "qwen3_vl":
-        raise ExportError(f"{name}: model_type is {config.model_type!r}; only 'qwen3_vl' can be exported.")
     for key, expected in VISION_LAYOUT.items():
         if (value := getattr(config.vision_config, key)) != expected:
             raise ExportError(f"{name}: vision_config.{key} is {value}; the wire format fixes {expected}.")

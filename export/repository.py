@@ -18,6 +18,7 @@ from .checkpoint import ExportError
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "model_repository"
 MARKS = ("embed/config.pbtxt", "info/1/info.json")  # by which a folder is known as one of ours
+NOT_SERVED = ("checkpoint_files.py", "settings.py")  # of those who load a checkpoint
 HIDDEN_SIZE_2B = 2048
 IMAGE_EMBEDS_SIZE_2B = 8192
 
@@ -40,7 +41,7 @@ def new_repository(output: Path, *, overwrite: bool) -> Iterator[Path]:
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         partial = Path(folder) / "repository"
-        left_out = shutil.ignore_patterns("__pycache__", ".*", "*.onnx*", "settings.py")  # the last is not for serving
+        left_out = shutil.ignore_patterns("__pycache__", ".*", "*.onnx*", *NOT_SERVED)
         shutil.copytree(TEMPLATE, partial, ignore=left_out)
         yield partial
         if output.exists():

@@ -17,7 +17,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -26,17 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from finetune.sides import (
-    SIDE_KEYS,
-    FindImage,
-    Side,
-    check_keys,
-    find_image,
-    parse_side,
-    parse_string,
-    wrong_type,
-)
+from finetune.sides import SIDE_KEYS, Side, SideReader, check_keys, parse_string, wrong_type
 from images import ItemError
+from preprocessing import Preprocessor
 
 __all__ = ["BadRow", "DataError", "OnError", "Row", "Side", "listing", "parse_rows", "read_rows", "read_sides"]
 
@@ -94,13 +85,18 @@ def listing(path: Path, bad_rows: Sequence[BadRow]) -> str:
     return "\n".join(lines)
 
 
-def read_rows(path: Path, *, on_error: OnError = "raise") -> tuple[Dataset, list[BadRow]]:
+def read_rows(
+    path: Path, *, preprocessor: Preprocessor | None = None, on_error: OnError = "raise"
+) -> tuple[Dataset, list[BadRow]]:
     """Read a file of contrastive rows or of scored pairs.
 
     Parameters
     ----------
     path
         A .jsonl, .json (an object a line as well) or .parquet file.
+    preprocessor
+        Of the checkpoint that the rows are for, from `finetune.model.open_preprocessor`: a row with more tokens than
+        the model takes is bad. Left out, nothing is tokenised.
     on_error
         "raise" refuses a file with bad rows, "skip" leaves them out and returns them.
 
@@ -117,7 +113,7 @@ def read_rows(path: Path, *, on_error: OnError = "raise") -> tuple[Dataset, list
     DataError
         The file cannot be read, has bad rows, no good row is left, or the rows have different numbers of negatives.
     """
-    rows, bad_rows = parse_rows(path, on_error=on_error)
+    rows, bad_rows = parse_rows(path, preprocessor=preprocessor, on_error=on_error)
     is_scored = rows[0].score is not None
     names = ["a", "b"] if is_scored else ["anchor", "positive"]
     names += [f"negative_{i}" for i in range(1, len(rows[0].sides) - 1)]
@@ -129,9 +125,11 @@ def read_rows(path: Path, *, on_error: OnError = "raise") -> tuple[Dataset, list
     return Dataset(pa.table(columns)), bad_rows
 
 
-def parse_rows(path: Path, *, on_error: OnError = "raise") -> tuple[list[Row], list[BadRow]]:
+def parse_rows(
+    path: Path, *, preprocessor: Preprocessor | None = None, on_error: OnError = "raise"
+) -> tuple[list[Row], list[BadRow]]:
     """Read what `read_rows` reads, as rows that know their line; same parameters, same errors."""
-    rows, bad_rows = _read(path, _parse_row, on_error)
+    rows, bad_rows = _read(path, _parse_row, preprocessor, on_error)
     lines: dict[int, int] = {}  # number of negatives: the first line that has it
     for row in rows:
         lines.setdefault(len(row.sides) - 2, row.line)
@@ -144,22 +142,27 @@ def parse_rows(path: Path, *, on_error: OnError = "raise") -> tuple[list[Row], l
     return rows, bad_rows
 
 
-def read_sides(path: Path, *, on_error: OnError = "raise") -> tuple[list[Side], list[BadRow]]:
+def read_sides(
+    path: Path, *, preprocessor: Preprocessor | None = None, on_error: OnError = "raise"
+) -> tuple[list[Side], list[BadRow]]:
     """Read a corpus: a SIDE a line, or a .parquet file with columns of text, image, instruction; errors as above."""
-    rows, bad_rows = _read(path, _parse_corpus_row, on_error)
+    rows, bad_rows = _read(path, _parse_corpus_row, preprocessor, on_error)
     return [row.sides[0] for row in rows], bad_rows
 
 
 def _read(
-    path: Path, parse: Callable[[int, object, FindImage], Row], on_error: OnError
+    path: Path,
+    parse: Callable[[int, object, SideReader], Row],
+    preprocessor: Preprocessor | None,
+    on_error: OnError,
 ) -> tuple[list[Row], list[BadRow]]:
-    find = cache(partial(find_image, path.parent.resolve()))  # decodes each once, however many rows use it
+    reader = SideReader(path.parent, preprocessor)
     rows: list[Row] = []
     bad_rows: list[BadRow] = []
     try:
         for line, value in _values(path):
             try:
-                row = parse(line, value, find)
+                row = parse(line, value, reader)
                 if rows and row.format != rows[0].format:
                     raise ItemError(
                         "FORMATS_MIXED",
@@ -191,7 +194,7 @@ def _values(path: Path) -> Iterator[tuple[int, object]]:
         raise DataError(f"{path} ends in {path.suffix!r}; data are .jsonl, .json or .parquet. Convert or rename it.")
 
 
-def _parse_row(line: int, value: object, find: FindImage) -> Row:
+def _parse_row(line: int, value: object, reader: SideReader) -> Row:
     value = _from_json(value)
     if not isinstance(value, dict):
         raise wrong_type("the row", value, "an object of anchor and positive, or of a, b and score")
@@ -201,18 +204,18 @@ def _parse_row(line: int, value: object, find: FindImage) -> Row:
     for key in required:
         if value.get(key) is None:
             raise ItemError("KEY_MISSING", f"the row has no {key}; it needs {', '.join(required)}. Add it.")
-    sides = [parse_side(key, value[key], find) for key in required[:2]]
+    sides = [reader.parse(key, value[key]) for key in required[:2]]
     if is_scored:
         return Row(line, sides, score=_score(value["score"]))
     negatives = value.get("negatives")
     if not isinstance(negatives, list | None):
         raise wrong_type("negatives of the row", negatives, "a list of texts or objects")
-    sides += [parse_side(f"negatives[{i}]", negative, find) for i, negative in enumerate(negatives or [])]
+    sides += [reader.parse(f"negatives[{i}]", negative) for i, negative in enumerate(negatives or [])]
     return Row(line, sides, parse_string("the row", "group", value.get("group")))
 
 
-def _parse_corpus_row(line: int, value: object, find: FindImage) -> Row:
-    return Row(line, [parse_side("the row", _from_json(value), find)])
+def _parse_corpus_row(line: int, value: object, reader: SideReader) -> Row:
+    return Row(line, [reader.parse("the row", _from_json(value))])
 
 
 def _from_json(value: object) -> object:

@@ -23,7 +23,8 @@ import vlembed
 from finetune.compression import score_compression
 from finetune.data import DataError
 from finetune.in_process import CheckpointEncoder
-from finetune.model import CheckpointError
+from finetune.interrupts import interruptible
+from finetune.model import CheckpointError, open_preprocessor
 from finetune.report import write_report
 from finetune.scores import score_pairs, score_retrieval, score_similarity
 from finetune.served import TIMEOUT_S, ServedEncoder
@@ -43,11 +44,13 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     CheckpointError, VlembedError
         The checkpoint cannot be loaded, or the server cannot be reached or fails.
     """
-    table = VectorTable()
-    similarity = [read_similarity(name, path, table) for name, (path,) in arguments.similarity]
-    pairs = [read_pairs(name, path, table) for name, (path,) in arguments.pairs]
+    table, preprocessor = VectorTable(), None
+    if arguments.checkpoint is not None:  # a server has its own
+        preprocessor = open_preprocessor(arguments.checkpoint, max_pixels=arguments.max_pixels)
+    similarity = [read_similarity(name, path, table, preprocessor) for name, (path,) in arguments.similarity]
+    pairs = [read_pairs(name, path, table, preprocessor) for name, (path,) in arguments.pairs]
     retrieval = [
-        read_retrieval(name, queries, gallery, table, query_instruction=arguments.query_instruction)
+        read_retrieval(name, queries, gallery, table, preprocessor, query_instruction=arguments.query_instruction)
         for name, (queries, gallery) in arguments.retrieval
     ]
     encoder = _open_encoder(arguments)
@@ -151,7 +154,8 @@ def main() -> None:
     """Evaluate, write the report and print it."""
     arguments = parse()
     try:
-        results = evaluate(arguments)
+        with interruptible(lambda: f"nothing was written into {arguments.output}."):
+            results = evaluate(arguments)
         print(write_report(results, arguments.output), end="")
     except (CheckpointError, DataError, vlembed.VlembedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.data import Side
-from finetune.model import CheckpointError, find_checkpoint, load_model
-from preprocessing import Bounds, PackError
+from finetune.model import find_checkpoint, load_model
+from preprocessing import PackError
 from vlembed import InvalidInputError, ItemError
 
 BATCH_SIZE = 8
@@ -32,24 +32,13 @@ class CheckpointEncoder:
     Raises
     ------
     CheckpointError
-        It cannot be loaded.
-    InvalidInputError
-        `max_pixels` is out of the server's bounds.
+        It cannot be loaded, or `max_pixels` is out of the server's bounds.
     """
 
     def __init__(self, checkpoint: str, *, max_pixels: int | None = None) -> None:
-        bounds = Bounds()
-        if max_pixels is not None and not bounds.min_pixels <= max_pixels <= bounds.max_pixels:
-            raise InvalidInputError(
-                f"max_pixels is {max_pixels}; a server takes {bounds.min_pixels} to {bounds.max_pixels}. "
-                f"Leave it out for {bounds.max_pixels}."
-            )
         self.max_pixels = max_pixels
         self._folder = find_checkpoint(checkpoint)
-        try:
-            self._model = load_model(checkpoint, max_pixels=max_pixels)
-        except (OSError, ValueError, RuntimeError) as error:  # what transformers and safetensors say of broken files
-            raise CheckpointError(f"{checkpoint} cannot be loaded ({error}). Save it again.") from error
+        self._model = load_model(checkpoint, max_pixels=max_pixels)
         self._name = self._folder.resolve().name if Path(checkpoint).is_dir() else checkpoint
 
     def identity(self) -> dict[str, Any]:

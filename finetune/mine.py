@@ -23,7 +23,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from finetune.data import BadRow, DataError, OnError, Row, listing, parse_rows, read_sides
-from finetune.model import CheckpointError, load_model
+from finetune.interrupts import interruptible
+from finetune.model import CheckpointError, load_model, open_preprocessor
 from finetune.sides import Side, side_to_json
 
 Sampling = Literal["top", "random"]
@@ -182,13 +183,14 @@ def _relatives(rows: Sequence[Row], columns: dict[Content, int]) -> list[list[to
 
 def _read(options: argparse.Namespace) -> tuple[list[Row], list[BadRow], list[Side]]:
     """Read rows and corpus, and tell of what is left out."""
-    rows, bad_rows = parse_rows(options.data, on_error=options.on_error)
+    preprocessor = open_preprocessor(options.checkpoint, max_pixels=options.max_pixels)
+    rows, bad_rows = parse_rows(options.data, preprocessor=preprocessor, on_error=options.on_error)
     if rows[0].score is not None or len(rows[0].sides) != 2:
         has = "scores" if rows[0].score is not None else f"{len(rows[0].sides) - 2} negatives a row"
         raise DataError(f"{options.data} has {has} already; rows of anchor and positive are needed. Take those out.")
     corpus: list[Side] = []
     if options.corpus:
-        corpus, bad_sides = read_sides(options.corpus, on_error=options.on_error)
+        corpus, bad_sides = read_sides(options.corpus, preprocessor=preprocessor, on_error=options.on_error)
         _tell(options.corpus, bad_sides, len(corpus))
     return rows, bad_rows, corpus
 
@@ -262,8 +264,10 @@ def _run(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line; a refusal is a message, not a stack trace."""
+    options = _parse(arguments)
     try:
-        _run(_parse(arguments))
+        with interruptible(lambda: f"{options.output} was not written."):
+            _run(options)
     except (CheckpointError, DataError, MiningError) as error:
         sys.exit(f"error: {error}")
 

@@ -12,29 +12,42 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
 from sentence_transformers.sentence_transformer.modules import Normalize
-from transformers import AttentionInterface, AutoTokenizer, DynamicCache, Qwen3VLForConditionalGeneration
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoTokenizer,
+    DynamicCache,
+    Qwen3VLForConditionalGeneration,
+)
 from transformers.utils.logging import disable_progress_bar
 
+from checkpoint_files import CheckpointError, find_checkpoint
 from preprocessing import Bounds, Pack, Preprocessor
 from settings import preprocessing_settings
+
+__all__ = [
+    "CheckpointError",
+    "Qwen3VLEncoder",
+    "find_checkpoint",
+    "load_model",
+    "open_preprocessor",
+    "save_checkpoint",
+    "small_files",
+]
 
 PATCH_SIZE = 1536  # numbers of a patch: 3 channels x 2 frames x 16 x 16
 ROWS_AT_A_TIME = 96  # items of about the same length go through the model together, so that little is padding
 UNBOUNDED = 2**31 - 1  # of a batch: the server's bounds on a pack do not hold for training, those on an item do
-
-
-class CheckpointError(Exception):
-    """A checkpoint cannot be read or written; the message says why and what to do."""
 
 
 class Qwen3VLEncoder(InputModule):
@@ -55,6 +68,8 @@ class Qwen3VLEncoder(InputModule):
             dtype=torch.float32,
             output_loading_info=True,
             attn_implementation={"text_config": "sdpa", "vision_config": "within_images"},
+            trust_remote_code=False,
+            use_safetensors=True,
         )
         self.whole, report = loaded
         missing = set(report["missing_keys"])
@@ -67,7 +82,7 @@ class Qwen3VLEncoder(InputModule):
         self.folder = folder
         self.model: Any = self.whole.model  # Qwen3VLModel; peft puts its wrapper here
         self.model.visual.patch_embed = PatchEmbedding(self.model.visual.patch_embed.proj)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self._image_token_id = self.whole.config.image_token_id
         self._preprocessor = _preprocessor(folder, self.whole.config, self.tokenizer, max_pixels)
         self.checkpoints_gradients = False
@@ -201,7 +216,7 @@ def load_model(checkpoint: str | Path, *, max_pixels: int | None = None) -> Sent
     Raises
     ------
     CheckpointError
-        It is not there, is incomplete, or is no Qwen3-VL.
+        It is not there, is incomplete, is no Qwen3-VL or would run code, or `max_pixels` is out of the server's bounds.
     """
     folder = find_checkpoint(str(checkpoint))
     disable_progress_bar()
@@ -212,24 +227,16 @@ def load_model(checkpoint: str | Path, *, max_pixels: int | None = None) -> Sent
     return SentenceTransformer(modules=[encoder, Normalize()], similarity_fn_name="cosine")
 
 
-def find_checkpoint(name: str) -> Path:
-    """Return the folder of a checkpoint that is a folder, or comes from the hub."""
-    folder = Path(name)
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.safetensors", "merges.txt"]))
-        except Exception as error:  # of the hub, the network or the name: the cure is the same
-            raise CheckpointError(
-                f"checkpoint {name!r} is neither a folder nor a model that the hub gives ({type(error).__name__}). "
-                "Pass a folder with config.json and model.safetensors, or a hub id such as Qwen/Qwen3-VL-Embedding-2B."
-            ) from error
-    for file in ("config.json", "tokenizer.json"):
-        if not (folder / file).is_file():
-            raise CheckpointError(f"{name}: {file} is missing. Pass a complete Hugging Face checkpoint.")
-    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if model_type != "qwen3_vl":
-        raise CheckpointError(f"{name}: model_type is {model_type!r}; only 'qwen3_vl' can be fine-tuned.")
-    return folder
+def open_preprocessor(checkpoint: str | Path, *, max_pixels: int | None = None) -> Preprocessor:
+    """Open what the rows of a checkpoint go through, without its weights; parameters and errors as `load_model`."""
+    _bounds(max_pixels)  # before anything is downloaded
+    folder = find_checkpoint(str(checkpoint))
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return _preprocessor(folder, config, tokenizer, max_pixels)
+    except Exception as error:  # transformers raises anything on broken files
+        raise CheckpointError(f"{checkpoint} cannot be loaded ({error}). Save it again.") from error
 
 
 def save_checkpoint(encoder: Qwen3VLEncoder, output: Path) -> None:
@@ -240,15 +247,33 @@ def save_checkpoint(encoder: Qwen3VLEncoder, output: Path) -> None:
     if not encoder.has_head or encoder.whole.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     encoder.whole.save_pretrained(output, state_dict=state)
-    for pattern in ("*.json", "*.jinja", "*.txt", "[0-9]_*/config.json"):  # the last are sentence-transformers' modules
-        for path in encoder.folder.glob(pattern):  # config.json again: that of transformers says float32
-            if not path.name.endswith(".index.json"):
-                copy = output / path.relative_to(encoder.folder)
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, copy)
+    for path in small_files(encoder.folder):  # config.json again: that of transformers says float32
+        copy = output / path.relative_to(encoder.folder)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
     mode = (output / "config.json").stat().st_mode
     for path in output.glob("*.safetensors"):
         path.chmod(mode)  # safetensors lets nobody but the owner read them, and a server may be somebody else
+
+
+def small_files(folder: Path) -> list[Path]:
+    """List the files of a checkpoint that are copied beside its new weights.
+
+    Raises
+    ------
+    CheckpointError
+        One is a link out of the checkpoint: who made it could have a private file copied and published.
+    """
+    patterns = ("*.json", "*.jinja", "*.txt", "[0-9]_*/config.json")  # the last are sentence-transformers' modules
+    paths = [path for pattern in patterns for path in folder.glob(pattern) if not path.name.endswith(".index.json")]
+    inside = [folder.resolve()]
+    if inside[0].parent.name == "snapshots":  # of the hub's cache, whose files are links to its blobs
+        inside.append(inside[0].parents[1] / "blobs")
+    for path in paths:
+        target = path.resolve()
+        if not any(target.is_relative_to(root) for root in inside):
+            raise CheckpointError(f"{path} is a link to {target}, out of the checkpoint. Copy the file in its place.")
+    return paths
 
 
 def _within_images(
@@ -299,13 +324,23 @@ def _select(features: dict[str, torch.Tensor], rows: torch.Tensor) -> dict[str, 
 
 def _preprocessor(folder: Path, config: Any, tokenizer: Any, max_pixels: int | None) -> Preprocessor:
     settings = preprocessing_settings(config, tokenizer)
-    bounds = Bounds(max_items=UNBOUNDED, max_pack_tokens=UNBOUNDED, max_pack_image_tokens=UNBOUNDED)
-    if max_pixels is not None:
-        bounds = Bounds(**{**vars(bounds), "max_pixels": max_pixels})
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copyfile(folder / "tokenizer.json", Path(scratch) / "tokenizer.json")
         (Path(scratch) / "preprocessing.json").write_text(json.dumps(settings), encoding="utf-8")
-        return Preprocessor(Path(scratch), bounds)
+        return Preprocessor(Path(scratch), _bounds(max_pixels))
+
+
+def _bounds(max_pixels: int | None) -> Bounds:
+    """Return the server's bounds on an item, which training keeps, with an image budget within them."""
+    bounds = Bounds(max_items=UNBOUNDED, max_pack_tokens=UNBOUNDED, max_pack_image_tokens=UNBOUNDED)
+    if max_pixels is None:
+        return bounds
+    if not bounds.min_pixels <= max_pixels <= bounds.max_pixels:
+        raise CheckpointError(
+            f"max_pixels is {max_pixels}; a server takes {bounds.min_pixels} to {bounds.max_pixels}. "
+            f"Leave it out for {bounds.max_pixels}."
+        )
+    return replace(bounds, max_pixels=max_pixels)
 
 
 def _read(image: str | None) -> bytes:

@@ -15,13 +15,13 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 
 from finetune.data import BadRow, DataError, Row, parse_rows
-from finetune.sides import FindImage, Side, find_image, parse_side, parse_string, wrong_type
+from finetune.sides import Side, SideReader, parse_string, wrong_type
 from finetune.vectors import VectorTable
 from images import ItemError
+from preprocessing import Preprocessor
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ class RetrievalTask:
     relevant: list[frozenset[int]]
 
 
-def read_similarity(name: str, path: Path, table: VectorTable) -> PairTask:
-    """Read pairs with scores of any scale.
+def read_similarity(name: str, path: Path, table: VectorTable, preprocessor: Preprocessor | None = None) -> PairTask:
+    """Read pairs with scores of any scale; `preprocessor` as in `finetune.data.read_rows`.
 
     Raises
     ------
     DataError
         The file cannot be read, or a correlation with its scores is undefined.
     """
-    task = _read_pairs(name, path, table, parse_rows(path)[0])
+    task = _read_pairs(name, path, table, parse_rows(path, preprocessor=preprocessor)[0])
     if len(set(task.scores)) < 2:
         raise DataError(
             f"{path}: every score is {task.scores[0]:g}; a correlation needs two different ones. Add other pairs."
@@ -78,15 +78,15 @@ def read_similarity(name: str, path: Path, table: VectorTable) -> PairTask:
     return task
 
 
-def read_pairs(name: str, path: Path, table: VectorTable) -> PairTask:
-    """Read pairs with scores of 0 and 1.
+def read_pairs(name: str, path: Path, table: VectorTable, preprocessor: Preprocessor | None = None) -> PairTask:
+    """Read pairs with scores of 0 and 1; `preprocessor` as in `finetune.data.read_rows`.
 
     Raises
     ------
     DataError
         The file cannot be read, or has other scores or only one of them.
     """
-    rows = parse_rows(path)[0]
+    rows = parse_rows(path, preprocessor=preprocessor)[0]
     bad_rows = [
         BadRow(row.line, "SCORE_NOT_LABEL", f"score is {row.score:g}; it is 0 or 1 here. Use --similarity for others.")
         for row in rows
@@ -101,12 +101,20 @@ def read_pairs(name: str, path: Path, table: VectorTable) -> PairTask:
 
 
 def read_retrieval(
-    name: str, queries_path: Path, gallery_path: Path, table: VectorTable, *, query_instruction: str = ""
+    name: str,
+    queries_path: Path,
+    gallery_path: Path,
+    table: VectorTable,
+    preprocessor: Preprocessor | None = None,
+    *,
+    query_instruction: str = "",
 ) -> RetrievalTask:
     """Read queries and their gallery.
 
     Parameters
     ----------
+    preprocessor
+        As in `finetune.data.read_rows`.
     query_instruction
         Of queries that have none of their own; "" is the model's default.
 
@@ -115,8 +123,8 @@ def read_retrieval(
     DataError
         A file cannot be read or has bad rows, or a query has no relevant entry in the gallery.
     """
-    queries = _read_entries(queries_path, table, query_instruction)
-    gallery = _read_entries(gallery_path, table)
+    queries = _read_entries(queries_path, table, SideReader(queries_path.parent, preprocessor, query_instruction))
+    gallery = _read_entries(gallery_path, table, SideReader(gallery_path.parent, preprocessor))
     having: dict[str, set[int]] = defaultdict(set)
     for index, entry in enumerate(gallery):
         for identifier in entry.ids:
@@ -147,8 +155,7 @@ def _read_pairs(name: str, path: Path, table: VectorTable, rows: Sequence[Row]) 
     return PairTask(name, path, [a for a, _ in places], [b for _, b in places], scores)
 
 
-def _read_entries(path: Path, table: VectorTable, instruction: str = "") -> list[Entry]:
-    find = cache(partial(find_image, path.parent.resolve()))  # decodes each once, however many rows use it
+def _read_entries(path: Path, table: VectorTable, reader: SideReader) -> list[Entry]:
     entries: list[Entry] = []
     bad_rows: list[BadRow] = []
     try:
@@ -156,11 +163,10 @@ def _read_entries(path: Path, table: VectorTable, instruction: str = "") -> list
             for line, data in enumerate(file, 1):
                 if data.strip():
                     try:
-                        ids, language, side = _parse_entry(data, find)
+                        ids, language, side = _parse_entry(data, reader)
                     except ItemError as error:
                         bad_rows.append(BadRow(line, error.code, str(error)))
                         continue
-                    side["instruction"] = side["instruction"] or instruction
                     is_image = not side["text"]
                     entries.append(Entry(line, table.add(side, path, line), ids, language, is_image))
     except OSError as error:
@@ -172,7 +178,7 @@ def _read_entries(path: Path, table: VectorTable, instruction: str = "") -> list
     return entries
 
 
-def _parse_entry(data: bytes, find: FindImage) -> tuple[frozenset[str], str, Side]:
+def _parse_entry(data: bytes, reader: SideReader) -> tuple[frozenset[str], str, Side]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -187,7 +193,7 @@ def _parse_entry(data: bytes, find: FindImage) -> tuple[frozenset[str], str, Sid
     if not isinstance(ids, list) or not ids or not all(isinstance(each, str) and each for each in ids):
         raise wrong_type("id of the row", ids, "a string or a list of strings, none of them empty")
     language = parse_string("the row", "language", value.pop("language", None))
-    return frozenset(ids), language, parse_side("the row", value, find)
+    return frozenset(ids), language, reader.parse("the row", value)
 
 
 def _listed(ids: Iterable[str]) -> str:

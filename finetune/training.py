@@ -9,8 +9,8 @@ import csv
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,16 +20,18 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.base.sampler import BatchSamplers, DefaultBatchSampler
+from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 
+from finetune.batches import NOT_SIDES, GroupBatchSampler, nothing_to_learn
 from finetune.losses import LossOptions, build_loss
-from finetune.model import Qwen3VLEncoder, load_model, save_checkpoint
+from finetune.model import Qwen3VLEncoder, load_model, save_checkpoint, small_files
 from finetune.trainable import Language, Vision, make_trainable, merge_adapter, save_adapter
+from preprocessing import PackError
 
 COMPLETE = "complete"  # a file that is written when all others of a snapshot, or of the run, are
 OPTIONS = "options.json"  # of the run
@@ -65,52 +67,26 @@ class TrainingOptions:
     seed: int = 0
 
 
-class GroupBatchSampler(DefaultBatchSampler):
-    """Batches of one kind of row, in which no two rows are of the same group.
-
-    Rows of a group are never taken for each other's negatives; and where all rows of a batch pair, say, an image with
-    a text, no negative is told from the positive by being of the other kind. The rows of a kind, group after group in
-    a random order, are dealt to its batches in turn. Every epoch has the same number of batches and its own order,
-    which depends on seed and epoch alone.
-    """
-
-    def __init__(self, dataset: Dataset, batch_size: int, drop_last: bool, seed: int = 0, **_: Any) -> None:
-        super().__init__(dataset, batch_size=batch_size, drop_last=drop_last, seed=seed)
-        groups = dataset["group"] if "group" in dataset.column_names else [""] * len(dataset)
-        kinds: dict[tuple[bool, ...], dict[str, list[int]]] = {}
-        sides = [dataset[name] for name in dataset.column_names if name not in ("group", "score")]
-        for row, (group, *row_sides) in enumerate(zip(groups, *sides, strict=True)):
-            kind = tuple(bool(side[part]) for side in row_sides for part in ("text", "image"))
-            kinds.setdefault(kind, {}).setdefault(group or f"row {row}", []).append(row)
-        self._kinds = [list(rows_of.values()) for rows_of in kinds.values()]
-
-    def _num_batches(self, groups: list[list[int]]) -> int:
-        return max(-(-sum(map(len, groups)) // self.batch_size), *map(len, groups))
-
-    def __len__(self) -> int:
-        return sum(map(self._num_batches, self._kinds))
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-
-        def shuffled(things: list[Any]) -> list[Any]:
-            return [things[i] for i in torch.randperm(len(things), generator=generator).tolist()]
-
-        batches = []
-        for groups in self._kinds:
-            dealt = [row for group in shuffled(groups) for row in shuffled(group)]
-            num_batches = self._num_batches(groups)
-            batches += [dealt[start::num_batches] for start in range(num_batches)]
-        yield from shuffled(batches)
-
-
 class Collator(SentenceTransformerDataCollator):
     """Preprocesses the sides of rows; `group` is the sampler's business."""
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the tensors of a batch."""
+        """Return the tensors of a batch.
+
+        Raises
+        ------
+        TrainingError
+            A side cannot be preprocessed: its image has changed since the rows were read, or they were not checked.
+        """
         rows = [{name: value for name, value in row.items() if name != "group"} for row in features]
-        batch: dict[str, Any] = super().__call__(rows)
+        try:
+            batch: dict[str, Any] = super().__call__(rows)
+        except (OSError, PackError) as error:
+            reason = str(error).partition("\n")[0]
+            raise TrainingError(
+                f"a batch cannot be preprocessed ({reason}). Put the file back and go on with --resume, or correct the "
+                "rows and begin again."
+            ) from error
         return batch
 
 
@@ -144,11 +120,16 @@ class Snapshots(TrainerCallback):
     @staticmethod
     def latest(folder: Path) -> Path | None:
         """Return the last complete snapshot, and remove what was not completed."""
-        snapshots = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-        for path in snapshots:
-            if not (path / COMPLETE).exists():
-                shutil.rmtree(path)
-        return next((path for path in reversed(snapshots) if path.exists()), None)
+        complete = Snapshots.complete(folder)
+        for path in set(folder.glob("checkpoint-*")) - set(complete):
+            shutil.rmtree(path)
+        return complete[-1] if complete else None
+
+    @staticmethod
+    def complete(folder: Path) -> list[Path]:
+        """Return the complete snapshots, the last one last."""
+        snapshots = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
+        return sorted(snapshots, key=lambda path: int(path.name.split("-")[1]))
 
 
 class CsvLog(TrainerCallback):
@@ -198,7 +179,8 @@ def fine_tune(
     Raises
     ------
     TrainingError
-        `output` holds something else already, the options changed, or the loss does not fit the rows.
+        `output` holds something else already, the options changed, the loss does not fit the rows, nothing can be
+        learned from them, or a row cannot be preprocessed.
     CheckpointError
         The checkpoint cannot be read.
     """
@@ -206,11 +188,14 @@ def fine_tune(
     _check_options(options, keep_adapter)
     for rows in filter(None, (train, evaluation)):
         _check_rows(rows, options)
+    if reason := nothing_to_learn(train, options.loss.name, options.batch_size):
+        raise TrainingError(f"nothing can be learned: {reason}.")
     run = _describe(checkpoint, train, options)
     snapshot = _find_snapshot(output, run, resume)
     torch.manual_seed(options.seed)
     model = load_model(checkpoint, max_pixels=options.max_pixels)
     encoder: Qwen3VLEncoder = model[0]  # type: ignore[assignment]
+    small_files(encoder.folder)  # what cannot be copied at the end is refused now
     if too_large := [size for size in options.loss.matryoshka if size > encoder.get_embedding_dimension()]:
         raise TrainingError(
             f"matryoshka names {too_large[0]} dimensions; the vectors of {checkpoint} have "
@@ -248,6 +233,21 @@ def fine_tune(
     (folder / COMPLETE).touch()
     for path in folder.glob("checkpoint-*"):
         shutil.rmtree(path)
+
+
+def describe_interrupted(output: Path) -> str:
+    """Say what an interrupted run left in `output`, and how it goes on."""
+    folder = output / "training"
+    if not (folder / OPTIONS).exists():
+        return "training had not begun; nothing was written."
+    if (folder / COMPLETE).exists():
+        return f"{output} holds the finished checkpoint."
+    if snapshots := Snapshots.complete(folder):
+        return f"the last snapshot is {snapshots[-1]}. Go on with the same command and --resume."
+    return (
+        f"no snapshot was written in {folder} yet; one is written every --save-steps. The same command with --resume "
+        "begins again."
+    )
 
 
 def _arguments(
@@ -291,10 +291,25 @@ def _digest(rows: Dataset) -> str:
 
 
 def _check_options(options: TrainingOptions, keep_adapter: bool) -> None:
-    sizes = [("matryoshka", size) for size in options.loss.matryoshka]
-    for name, value in [("batch_size", options.batch_size), ("temperature", options.loss.temperature), *sizes]:
-        if value <= 0:
+    loss = options.loss
+    names = ["batch_size", "log_steps", "save_steps"]
+    names += ["epochs"] if options.max_steps <= 0 else []
+    names += ["rank", "alpha"] if options.language == "lora" else []
+    trains_embeddings = options.language == "full" and options.embedding_learning_rate is not None
+    names += ["embedding_learning_rate"] if trains_embeddings else []
+    names += ["learning_rate"] if options.learning_rate or not trains_embeddings else []  # 0: embeddings train alone
+    positive: list[tuple[str, float]] = [(name, getattr(options, name)) for name in names]
+    positive += [("temperature", loss.temperature), ("cached_batch_size", loss.cached_batch_size)]
+    positive += [("matryoshka", size) for size in loss.matryoshka]
+    for name, value in positive:
+        if not 0 < value < math.inf:
             raise TrainingError(f"{name} is {value}; it must be more than 0. Leave it out for its default.")
+    for name, margin in (
+        ("triplet_margin", loss.triplet_margin if loss.name == "triplet" else 0),
+        ("false_negative_margin", loss.false_negative_margin or 0),
+    ):
+        if not margin > -2:  # cosines, and their distances, are 2 apart at most
+            raise TrainingError(f"{name} is {margin}; nothing can be learned at -2 or less. Choose one of 0 or more.")
     if keep_adapter and options.language != "lora":
         raise TrainingError(f"language is {options.language!r}, which has no adapter to keep; only 'lora' has one.")
     if (options.language, options.vision) == ("frozen", "frozen"):
@@ -313,7 +328,7 @@ def _check_rows(rows: Dataset, options: TrainingOptions) -> None:
             f"loss 'triplet' takes one negative a row; these have {num_negatives}. Keep one, find some with "
             "finetune.mine, or choose 'infonce', which takes any number."
         )
-    sides = [name for name in rows.column_names if name not in ("group", "score")]
+    sides = [name for name in rows.column_names if name not in NOT_SIDES]
     if options.language == "frozen" and not any(side["image"] for name in sides for side in rows[name]):
         raise TrainingError("language is 'frozen', and no row has an image, so nothing would train. Choose 'lora'.")
 

@@ -18,15 +18,19 @@ ALLOWED = {
     "model_repository/": {"numpy", TRITON},
     "model_repository/preprocess/1/preprocessing.py": {"numpy", "PIL", "tokenizers"},
     "model_repository/preprocess/1/images.py": {"numpy", "PIL"},
+    "model_repository/preprocess/1/checkpoint_files.py": {"huggingface_hub"},  # never while serving, as settings.py
     "server/": set(),
     "server/backends/": {"numpy", "onnxruntime", TRITON},
-    "export/": {"huggingface_hub", "numpy", "onnx", "onnxruntime", "onnxscript", "settings", "torch", "transformers"},
+    "export/": {
+        *("numpy", "onnx", "onnxruntime", "onnxscript", "torch", "transformers"),
+        *("checkpoint_files", "settings"),  # shared by those who load a checkpoint
+    },
     "client/vlembed/": {"numpy", "tritonclient", "grpc"},  # grpc comes with tritonclient
     "client/vlembed/cli/": {"click", "numpy"},  # an extra as a whole, imported by the command alone
     "finetune/": {
-        *("huggingface_hub", "numpy", "safetensors", "torch", "transformers"),
+        *("numpy", "safetensors", "torch", "transformers"),
         *("datasets", "matplotlib", "mteb", "peft", "pyarrow", "sentence_transformers"),
-        *("images", "preprocessing", "settings"),  # what is trained is what is served
+        *("checkpoint_files", "images", "preprocessing", "settings"),  # what is trained is what is served
     },
     **{f"finetune/{name}.py": EVALUATION for name in ("evaluate", "in_process", "served", "tasks", "vectors")},
     "finetune/mteb_model.py": EVALUATION | {"mteb"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -220,7 +221,9 @@ def test_rows_with_too_few_negatives_are_told_of(
     assert 0 < len(mined) < 10
 
 
-def test_refusals_come_before_the_model_is_loaded(data: Path, tmp_path: Path) -> None:
+def test_refusals_come_before_the_model_is_loaded(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(checkpoint, tmp_path / "broken"))
+    (broken / "model.safetensors").write_bytes(b"no weights")
     there = tmp_path / "there.jsonl"
     there.write_text("precious", encoding="utf-8")
     mined = write(tmp_path / "mined.jsonl", [{"anchor": "a", "positive": "b", "negatives": ["c"]}])
@@ -237,10 +240,12 @@ def test_refusals_come_before_the_model_is_loaded(data: Path, tmp_path: Path) ->
         (scored, output, (), "has scores already"),
         (tmp_path / "none.jsonl", output, (), "No such file"),
         (data, output, ("--corpus", bad_corpus), r"bad.jsonl: 1 of 1 rows are bad"),
-        (data, output, (), "checkpoint '.*none' is neither a folder"),
+        (data, output, (), "broken cannot be loaded"),
     ):
         with pytest.raises(SystemExit, match=f"error: .*{message}"):
-            run(tmp_path / "none", source, target, *arguments)
+            run(broken, source, target, *arguments)
+    with pytest.raises(SystemExit, match=r"error: checkpoint '.*none' is neither a folder"):
+        run(tmp_path / "none", data, output)
     assert there.read_text(encoding="utf-8") == "precious"
     assert not output.exists()
 

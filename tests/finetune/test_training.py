@@ -476,13 +476,15 @@ def test_skipped_rows_are_listed_by_the_command(
     assert f"\n{rows}:18: " in printed
 
 
-def test_errors_of_the_command_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_command_are_one_line(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", pairs())
-    files = ["--checkpoint", tmp_path / "none", "--train", rows, "--output", tmp_path / "out"]
+    files = ["--train", rows, "--output", tmp_path / "out"]
     with pytest.raises(SystemExit, match=r"^error: checkpoint .* is neither a folder nor"):
-        run_cli(monkeypatch, *files)
+        run_cli(monkeypatch, *files, "--checkpoint", tmp_path / "none")
     with pytest.raises(SystemExit, match=r"^error: loss 'cosent' takes rows of scores"):
-        run_cli(monkeypatch, *files, "--loss", "cosent")
+        run_cli(monkeypatch, *files, "--checkpoint", tiny_checkpoint, "--loss", "cosent")
 
 
 def test_help() -> None:

@@ -274,6 +274,17 @@ class Preprocessor:
             num_image_tokens=image_tokens,
         )
 
+    def count_tokens(self, text: str, instruction: str, num_image_tokens: int = 0) -> int:
+        """Return how many tokens an item has, prompt and image included, before any truncation.
+
+        Raises
+        ------
+        ItemError
+            `instruction` is over `max_text_bytes`.
+        """
+        lead = self._instruction(instruction.encode())
+        return self._prompt.item(lead, text, num_image_tokens, self.bounds.max_tokens)[2]
+
     def _check_options(self, dimensions: int | None, max_pixels: int | None) -> None:
         if dimensions is not None and not self.min_dimensions <= dimensions <= self.hidden_size:
             raise PackError(

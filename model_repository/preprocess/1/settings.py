@@ -25,7 +25,7 @@ def preprocessing_settings(config: Any, tokenizer: Any) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        The chat template does not lay an item out as Qwen3-VL-Embedding's does.
+        The chat template fails, or does not lay an item out as Qwen3-VL-Embedding's does.
     """
     hidden_size = int(config.text_config.hidden_size)
     image_token = str(tokenizer.convert_ids_to_tokens(config.image_token_id))
@@ -41,22 +41,35 @@ def preprocessing_settings(config: Any, tokenizer: Any) -> dict[str, Any]:
 
 
 def render(tokenizer: Any, instruction: str, content: list[dict[str, str]]) -> str:
-    """Render one item through the checkpoint's chat template."""
+    """Render one item through the checkpoint's chat template, in the sandbox of transformers.
+
+    Raises
+    ------
+    ValueError
+        The template fails, or asks for what the sandbox forbids.
+    """
     messages: list[Any] = [
         {"role": "system", "content": [{"type": "text", "text": instruction}]},
         {"role": "user", "content": content},
     ]
-    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    try:
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    except Exception as error:  # a template is a program, and fails in any way
+        raise ValueError(
+            f"the chat template cannot be rendered ({type(error).__name__}: {str(error)[:200]}). "
+            "Use the chat template of Qwen3-VL-Embedding."
+        ) from error
 
 
 def _prompt_pieces(tokenizer: Any, image_token: str) -> dict[str, str]:
     """Take the template apart around instruction, image and text, and prove that the pieces make it again."""
     instruction, text = "⟦instruction⟧", " ⟦text⟧ "
     image_item, text_item = {"type": "image"}, {"type": "text", "text": text}
+    with_text = render(tokenizer, instruction, [text_item])
+    with_image = render(tokenizer, instruction, [image_item, text_item])
     try:
-        before_instruction, rest = render(tokenizer, instruction, [text_item]).split(instruction)
+        before_instruction, rest = with_text.split(instruction)
         after_instruction, after_content = rest.split(text)
-        with_image = render(tokenizer, instruction, [image_item, text_item])
         image = with_image.removeprefix(before_instruction + instruction + after_instruction)
         image = image.removesuffix(text + after_content)
     except ValueError as error:

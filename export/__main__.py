@@ -17,6 +17,7 @@ from settings import DEFAULT_INSTRUCTION, MIN_DIMENSIONS
 
 from .checkpoint import Checkpoint, ExportError, open_checkpoint
 from .language_model import LanguageModel
+from .paths import local_path
 from .repository import fill_sizes, new_repository, write_json
 from .to_onnx import example_language_inputs, example_vision_inputs, to_onnx
 from .validate import reference_cases, validate
@@ -101,7 +102,7 @@ def main() -> int:
     """Parse the command line; a refusal is a message, not a stack trace."""
     parser = argparse.ArgumentParser(prog="export", description="Convert a checkpoint into a Triton model repository.")
     parser.add_argument("--checkpoint", required=True, help="folder or hub id of a Qwen3-VL(-Embedding) checkpoint")
-    parser.add_argument("--output", type=Path, required=True, help="model repository to write")
+    parser.add_argument("--output", type=local_path, required=True, help="model repository to write")
     parser.add_argument("--precision", choices=["fp32"], default="fp32", help="of weights and computation")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     arguments = parser.parse_args()

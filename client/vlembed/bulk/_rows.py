@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,9 +17,8 @@ from typing import Any
 from .._exceptions import InvalidInputError
 from .._filters import is_plain
 from .._items import Item
+from .._paths import is_url
 from ._formats import KEY, BadRowError
-
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ def _image(value: Any, folder: Path) -> Path | bytes | None:
         raise BadRowError("WRONG_TYPE", f"the image is {value!r:.60}; it needs to be a path, bytes or a data: URI.")
     if value.startswith("data:"):
         return value.encode()
-    if URL.match(value):
+    if is_url(value):
         raise BadRowError("IMAGE_IS_URL", f"the image {value[:60]!r} is a URL, and nothing is fetched. Download it.")
     return folder / value
 

@@ -13,6 +13,7 @@ from .._client import EmbeddingClient
 from .._exceptions import InvalidInputError
 from .._extras import require
 from .._files import TEMPORARY, place
+from .._paths import local_path
 from ._manifest import FOLDERS, INPUT, LOCK, MANIFEST, Manifest, Settings, create_manifest, locked, read_manifest
 from ._plan import Input, Shard, read_plan, write_plan
 from ._ray import run_on_ray
@@ -96,7 +97,8 @@ def embed_files(
     """
     require("pyarrow", "bulk")  # before anything is embedded
     paths = [inputs] if isinstance(inputs, str | Path) else inputs
-    source, output = Input([Path(path) for path in paths]), Path(os.path.abspath(output))  # noqa: PTH100
+    source = Input([local_path(path, "input") for path in paths])
+    output = Path(os.path.abspath(local_path(output, "output")))  # noqa: PTH100
     _check_arguments(
         source,
         output,

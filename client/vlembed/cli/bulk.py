@@ -13,6 +13,7 @@ import click
 from ..bulk import Columns, embed_files, verify
 from ..bulk._output import read_failures
 from ..bulk._run import SHARD_SIZE, Dtype, Engine
+from ._local_path import LocalPath
 from ._options import ITEM_OPTIONS, takes_embed_options, takes_server
 from ._outputs import Output, takes_output, to_json, to_pairs
 from ._root import INCOMPLETE, print_errors
@@ -45,7 +46,7 @@ def _check_paths(paths: Sequence[Path]) -> Sequence[Path]:
 
 
 @click.command()
-@click.argument("paths", nargs=-1, metavar="INPUT... OUTPUT", type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, metavar="INPUT... OUTPUT", type=LocalPath())
 @click.option(
     "--column",
     "columns",

@@ -49,7 +49,7 @@ def test_a_url_is_no_path(
 @pytest.mark.parametrize("value", [5, b"out", None, "a\0b"])
 def test_what_is_no_path_at_all(value: Any) -> None:
     for use in (Index.create(**KNOWN).save, Index.load, verify):
-        with pytest.raises(InvalidInputError, match="which is no path. Pass a str or a Path"):
+        with pytest.raises(InvalidInputError, match=r"which is no path\. Pass a str or a Path"):
             use(value)
 
 

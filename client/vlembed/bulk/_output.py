@@ -122,8 +122,8 @@ def verify_ids(output: str | Path) -> Report:
     report = verify(output)
     if report.duplicate_ids:
         raise InvalidInputError(
-            f"output {str(output)!r} has several vectors for an id ({report.duplicate_ids}); an index would keep one. "
-            "Give every row of the input an id of its own."
+            f"output {str(output)!r} has several vectors for an id ({str(report.duplicate_ids)[:200]}); an index would "
+            "keep one. Give every row of the input an id of its own."
         )
     return report
 

@@ -159,7 +159,7 @@ def _check_arguments(
     if instruction is not None and not isinstance(instruction, str):
         raise InvalidInputError(f"instruction is {instruction!r}. Pass a str, or leave it out for the model's default.")
     for path in source.paths:
-        if path.is_dir() and output.is_relative_to(path):
+        if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
             raise InvalidInputError(
                 f"output {str(output)!r} is inside the input {str(path)!r}. Pass a folder beside it."
             )

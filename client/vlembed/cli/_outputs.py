@@ -176,7 +176,13 @@ def to_pairs(values: Mapping[str, object]) -> str:
 
 
 def _told(value: object) -> str:
-    return ", ".join(f"{own} {name}" for name, own in value.items()) if isinstance(value, Mapping) else str(value)
+    if value is None:
+        return "not checked"
+    return (
+        ", ".join(f"{own} {name}" for name, own in value.items()) or "none"
+        if isinstance(value, Mapping)
+        else str(value)
+    )
 
 
 def _cell(value: str | float) -> tuple[str | float, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -128,7 +128,8 @@ def bulk(
     except KeyboardInterrupt:
         click.echo("note: the same command goes on with this run", err=True)
         raise
-    report = verify(folder) if is_verified else report
+    if is_verified:
+        report = replace(verify(folder), ignored=report.ignored)
     if report.num_errors:
         failures = read_failures(folder, NUM_FAILURES)
         print_errors([f"{failure['place']}: {failure['message']}" for failure in failures])

@@ -74,7 +74,7 @@ def test_a_folder_of_images(run: Run, tmp_path: Path, output: Path) -> None:
     report = run(photos)
     assert [row["id"] for row in read_folder(output / "shards")] == ["b.png", "a/1.png", "a/2.JPG", "a/б.webp"]
     assert [(row["id"], row["code"]) for row in read_folder(output / "errors")] == [("empty.gif", "IMAGE_EMPTY")]
-    assert report.ignored == {".txt": 1, ".DS_Store": 1, "links to folders": 1}
+    assert report.ignored == {".txt": 1, "side files": 1, "links to folders": 1}
 
 
 def test_rows_of_several_files_share_shards(run: Run, tmp_path: Path, output: Path) -> None:

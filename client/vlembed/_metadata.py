@@ -16,6 +16,7 @@ from uuid import UUID
 import numpy as np
 
 from ._exceptions import InvalidInputError
+from ._messages import shown, type_name
 
 RULE = "Metadata are str, int, float, bool, None, dates, and lists and dicts of them, in a dict with str as keys."
 MISSING = "What is missing is None"
@@ -52,7 +53,7 @@ def _encode_field(name: Any, value: Any) -> str:
         text.encode()
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise InvalidInputError(f"the field {name!r:.80} is no metadata: {reason}. {RULE}") from error
+        raise InvalidInputError(f"the field {shown(name)} is no metadata: {reason}. {RULE}") from error
     return text
 
 
@@ -92,7 +93,7 @@ def to_json_value(value: Any) -> Any:
         return str(value)
     if isinstance(value, np.generic | np.ndarray):
         return _of_numpy(value)
-    raise ValueError(f"{value!r:.80} is of type {type_name(value)}")
+    raise ValueError(f"{shown(value)} is of type {type_name(value)}")
 
 
 def _finite(value: float) -> float:
@@ -104,7 +105,7 @@ def _finite(value: float) -> float:
 def _of_numpy(value: np.generic | np.ndarray[Any, Any]) -> Any:
     kind, size_bytes = value.dtype.kind, value.dtype.itemsize
     if kind not in "biufUOM" or (kind == "f" and size_bytes > 8) or isinstance(value, np.ma.MaskedArray):
-        raise ValueError(f"{value!r:.80} is of type {type_name(value)}, {value.dtype}")
+        raise ValueError(f"{shown(value)} is of type {type_name(value)}, {value.dtype}")
     if isinstance(value, np.datetime64):
         return _datetime64(value)
     if isinstance(value, np.generic):
@@ -138,8 +139,3 @@ def iso_duration(nanoseconds: int) -> str:
     seconds, rest = divmod(abs(nanoseconds), 1_000_000_000)
     fraction = f".{rest:09}".rstrip("0").rstrip(".")
     return f"{'-' * (nanoseconds < 0)}PT{seconds}{fraction}S"
-
-
-def type_name(value: object) -> str:
-    """Return the full name of a value's type, for messages."""
-    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")

@@ -30,6 +30,7 @@ from ._exceptions import (
 )
 from ._extras import require
 from ._filters import Condition, type_of
+from ._messages import shown
 from ._metadata import decode_metadata, encode_metadata
 from ._similarity import blocks
 from ._store import HNSW_OPTIONS, IndexInfo, Match, Matches, Vectors, choose
@@ -267,8 +268,8 @@ def _check_row(own: str, metadata: str) -> None:
         for number in _integers(value):
             if not -MAX_INTEGER <= number <= MAX_INTEGER:
                 raise InvalidInputError(
-                    f"the metadata of {own!r} has the number {str(number)[:40]} in {name!r:.80}; Milvus takes those of "
-                    "64 bits. Pass a str of it."
+                    f"the metadata of {shown(own)} has the number {shown(number)} in {shown(name)}; Milvus takes those "
+                    "of 64 bits. Pass a str of it."
                 )
 
 

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 from ._exceptions import InvalidInputError
+from ._messages import shown
 
 SCHEME = re.compile(r"\s*(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/")  # one slash: Path makes one of two
-MAX_LETTERS = 80  # of a path in a message
 
 
 def is_url(path: str | Path) -> bool:
@@ -34,12 +34,12 @@ def local_path(path: str | os.PathLike[str], name: str) -> Path:
     """
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(text, str) or "\0" in text:
-        raise InvalidInputError(f"{name} is {path!r:.{MAX_LETTERS}}, which is no path. Pass a str or a Path.")
+        raise InvalidInputError(f"{name} is {shown(path)}, which is no path. Pass a str or a Path.")
     if parts := SCHEME.match(text):
         cure = "Mount that storage, or copy from or to it with its own tools, and pass a path."
         if parts["scheme"].lower() == "file":
             cure = "Pass its path without the scheme."
         raise InvalidInputError(
-            f"{name} is {text[:MAX_LETTERS]!r}, a URL; vlembed reads and writes files of this machine. {cure}"
+            f"{name} is {shown(text)}, a URL; vlembed reads and writes files of this machine. {cure}"
         )
     return Path(text)

@@ -96,7 +96,8 @@ def _with_nanoseconds(scalar: Any) -> Any:
     if pa.types.is_struct(kind):
         return {name: _with_nanoseconds(scalar[name]) for name in scalar}
     if pa.types.is_map(kind):
-        return [(key.as_py(), _with_nanoseconds(own)) for key, own in _pairs(scalar)]
+        keys, values = scalar.values.field(0), scalar.values.field(1)
+        return [tuple(map(_with_nanoseconds, pair)) for pair in zip(keys, values, strict=True)]
     if pa.types.is_nested(kind):
         return [_with_nanoseconds(own) for own in scalar.values]
     if pa.types.is_duration(kind):
@@ -106,8 +107,3 @@ def _with_nanoseconds(scalar: Any) -> Any:
         time = (datetime.datetime.min + datetime.timedelta(microseconds=microseconds)).time()
         return iso_datetime(time, nanoseconds)
     return iso_datetime(pa.scalar(microseconds, pa.timestamp("us", kind.tz)).as_py(), nanoseconds)
-
-
-def _pairs(scalar: Any) -> Iterator[tuple[Any, Any]]:
-    entries = scalar.values  # of structs
-    return zip(entries.field(0), entries.field(1), strict=True)

@@ -171,8 +171,8 @@ def find_images(pattern: str, cure: str = "") -> list[Entry]:
     if not paths:
         but = f", but {told}" if told else ""
         raise InputError(
-            f"{pattern[:60]!r} matches no file in {str(Path.cwd())!r}{but}. Give the path of an image file, or a glob in "
-            f"quotes. {cure}"
+            f"{pattern[:60]!r} matches no file in {str(Path.cwd())!r}{but}. Give the path of an image file, or a glob "
+            f"in quotes. {cure}"
         )
     if told:
         click.echo(f"note: {told} left out of {pattern[:60]!r}", err=True)

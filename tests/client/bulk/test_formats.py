@@ -8,7 +8,10 @@ import gzip
 import io
 import json
 import lzma
+import os
 import random
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -351,6 +354,92 @@ def test_a_row_that_python_cannot_hold(tmp_path: Path) -> None:
     bad, fine = (row for _, row in read(tmp_path / "rows.parquet"))
     assert "can't decode byte 0xff" in str(bad)
     assert fine == {"text": "a"}
+
+
+TIMES = 1_767_323_045_000_678_000  # ns: 2026-01-02T03:04:05.000678
+SHORT = TIMES + 9
+TEMPORAL: list[tuple[str, pa.DataType, list[int], list[str]]] = [
+    ("us", pa.timestamp("us"), [TIMES // 1000], ["2026-01-02T03:04:05.000678"]),
+    ("ns", pa.timestamp("ns"), [TIMES, SHORT], ["2026-01-02T03:04:05.000678", "2026-01-02T03:04:05.000678009"]),
+    ("early", pa.timestamp("ns"), [-1], ["1969-12-31T23:59:59.999999999"]),
+    ("zone", pa.timestamp("ns", "+01:00"), [SHORT], ["2026-01-02T04:04:05.000678009+01:00"]),
+    ("whole zone", pa.timestamp("s", "UTC"), [1_767_323_045], ["2026-01-02T03:04:05+00:00"]),
+    ("time", pa.time64("ns"), [1, 60 * 10**9], ["00:00:00.000000001", "00:01:00"]),
+    ("short time", pa.time32("s"), [61], ["00:01:01"]),
+    ("date", pa.date32(), [20_455], ["2026-01-02"]),
+    ("duration", pa.duration("ns"), [1, 90 * 10**9, -5 * 10**8], ["PT0.000000001S", "PT90S", "-PT0.5S"]),
+    ("long", pa.duration("s"), [86_400], ["PT86400S"]),
+    ("short", pa.duration("us"), [-1], ["-PT0.000001S"]),
+]
+
+
+def temporal_table() -> pa.Table:
+    """Return rows of times, also within lists, structs, maps and dictionaries, with nulls."""
+    num_rows = max(len(values) for _, _, values, _ in TEMPORAL) + 1
+    columns = {
+        name: pa.array(values, pa.int32() if kind.bit_width == 32 else pa.int64()).cast(kind)
+        for name, kind, values, _ in TEMPORAL
+    }
+    columns = {name: pa.concat_arrays([own, pa.nulls(num_rows - len(own), own.type)]) for name, own in columns.items()}
+    moments = columns["ns"]
+    nested = pa.StructArray.from_arrays([moments, pa.array(["x"] * num_rows)], ["when", "what"])
+    columns |= {
+        "nested": nested,
+        "listed": pa.ListArray.from_arrays(pa.array([0, 2, 2, 3, 4][: num_rows + 1]), nested),
+        "keyed": pa.MapArray.from_arrays(pa.array([0, 1, 2, 2, 3][: num_rows + 1]), pa.array(list("abcd")), moments),
+        "coded": moments.dictionary_encode(),
+        "text": pa.array([f"text {row}" for row in range(num_rows)]),
+    }
+    return pa.table(columns)
+
+
+def test_times_of_parquet_need_no_pandas(tmp_path: Path) -> None:
+    """Whether pandas is there changes what pyarrow makes of nanoseconds."""
+    pq.write_table(temporal_table(), tmp_path / "rows.parquet")
+    code = """if True:
+        import json, sys
+        from pathlib import Path
+        class Absent:
+            def find_spec(name, *_):
+                if name in sys.argv[2:]:
+                    raise ModuleNotFoundError(name)
+        sys.meta_path.insert(0, Absent)
+        from vlembed.bulk._formats import FORMATS
+        from vlembed.bulk._format import Cursor
+        from vlembed.bulk._rows import Columns, to_row
+        path = Path(sys.argv[1])
+        read = FORMATS[".parquet"].read(path, Cursor(0, 1))
+        rows = [to_row(fields, Columns(), 0, "", path.parent, "") for _, fields in read]
+        print(json.dumps([json.loads(row.metadata) for row in rows]))
+        assert ("pandas" in sys.modules) == (not sys.argv[2:])
+    """
+    told = [
+        json.loads(
+            subprocess.run(
+                [sys.executable, "-c", code, str(tmp_path / "rows.parquet"), *without],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                capture_output=True,
+                check=True,
+            ).stdout
+        )
+        for without in ([], ["pandas"])
+    ]
+    assert told[0] == told[1]
+    for name, _, values, texts in TEMPORAL:
+        assert [row[name] for row in told[0]] == texts + [None] * (len(told[0]) - len(values)), name
+    whole, short = TEMPORAL[1][3]
+    assert told[0][0]["nested"] == {"when": whole, "what": "x"}
+    assert told[0][0]["listed"] == [{"when": whole, "what": "x"}, {"when": short, "what": "x"}]
+    assert told[0][1]["keyed"] == [["b", short]]
+    assert [row["coded"] for row in told[0]][:2] == [whole, short]
+
+
+def test_a_time_that_python_cannot_hold_is_named_by_its_column(tmp_path: Path) -> None:
+    when = pa.array([1 << 45, 0]).cast(pa.timestamp("s"))
+    pq.write_table(pa.table({"text": ["a", "b"], "when": when}), tmp_path / "rows.parquet")
+    bad, fine = (row for _, row in read(tmp_path / "rows.parquet"))
+    assert "what Python cannot in the column 'when'" in str(bad)
+    assert isinstance(fine, dict)
 
 
 def test_lines_of_json_are_parsed_as_written(tmp_path: Path) -> None:

@@ -19,13 +19,17 @@ from typing import TypeAlias
 Ignored: TypeAlias = Counter[str]
 
 SIDE_FILES, FOLDER_LINKS, REPEATED_FILES = "side files", "links to folders", "links to files that are there"
-SIDE_NAMES = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini"}  # and all with a dot first
+SIDE_NAMES = {  # and hidden ones
+    *("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "_temporary"),  # of macOS, Synology, Windows and Spark
+    *("Thumbs.db", "desktop.ini"),
+}
+HIDDEN = (".", "~$")  # how names begin; the latter of files that Office has open
 WILDCARD = re.compile(r"[*?[]")
 
 
 def is_side_name(name: str) -> bool:
     """Tell whether a file of this name, or all in a folder of this name, are side files."""
-    return name in SIDE_NAMES or (name.startswith(".") and name not in (".", ".."))
+    return name in SIDE_NAMES or (name.startswith(HIDDEN) and name not in (".", ".."))
 
 
 def is_side_path(path: str) -> bool:
@@ -111,7 +115,7 @@ def _matches(start: str, parts: Sequence[str], left_out: dict[str, str], *, is_s
     for entry in _entries(start, part):
         path = f"{start}{entry.name}"
         is_named = not WILDCARD.search(part)
-        is_side_here = is_side or (is_side_name(entry.name) and not (is_named or part.startswith(".")))
+        is_side_here = is_side or (is_side_name(entry.name) and not (is_named or part.startswith(HIDDEN)))
         if (rest or part == "**") and entry.is_dir():
             if is_named or not entry.is_symlink():
                 yield from _matches(f"{path}/", parts if part == "**" else rest, left_out, is_side=is_side_here)

@@ -15,7 +15,16 @@ from vlembed._walk import expand, is_side_name, walk
 FILES = ["a.png", "b.png", "c.txt", "sub/a.png", "sub/deep/d.png", "sub2/e.png", "[1].png", "日本/f.png"]
 SIDE = [
     *("._a.png", ".hidden.png", "sub/._a.png", ".thumbnails/t.png", "@eaDir/a.png/SYNO.png", "__MACOSX/sub/._a.png"),
-    *("#recycle/g.png", "$RECYCLE.BIN/h.png", "sub/.git/i.png", "Thumbs.db", "desktop.ini", ".DS_Store"),
+    *(
+        "#recycle/g.png",
+        "$RECYCLE.BIN/h.png",
+        "sub/.git/i.png",
+        "~$a.png",
+        "_temporary/0/j.png",
+        "Thumbs.db",
+        "desktop.ini",
+        ".DS_Store",
+    ),
 ]
 
 
@@ -111,7 +120,7 @@ def test_patterns_match_what_glob_matches(folder: Path, pattern: str, is_absolut
 @pytest.mark.parametrize(
     ("pattern", "matches", "left_out"),
     [
-        ("*.png", ["[1].png", "a.png", "b.png"], 2),
+        ("*.png", ["[1].png", "a.png", "b.png"], 3),
         ("sub/*.png", ["sub/a.png"], 1),
         (".*.png", ["._a.png", ".hidden.png"], 0),
         ("sub/._*", ["sub/._a.png"], 0),
@@ -120,7 +129,7 @@ def test_patterns_match_what_glob_matches(folder: Path, pattern: str, is_absolut
         ("*/.git/*.png", ["sub/.git/i.png"], 0),
         ("@eaDir/**/*.png", ["@eaDir/a.png/SYNO.png"], 0),
         ("@*/**/*.png", [], 1),
-        ("**/[a-z].png", ["a.png", "b.png", "sub/a.png", "sub/deep/d.png", "sub2/e.png", "日本/f.png"], 4),
+        ("**/[a-z].png", ["a.png", "b.png", "sub/a.png", "sub/deep/d.png", "sub2/e.png", "日本/f.png"], 5),
         ("**/.*.png", ["._a.png", ".hidden.png", "sub/._a.png"], 1),  # that of __MACOSX
     ],
 )

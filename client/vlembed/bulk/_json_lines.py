@@ -56,8 +56,9 @@ def _refuse_other_json(path: Path, file: IO[bytes]) -> None:
     end = _end(start)
     is_spread = end is not None and "\n" in start[:end]
     is_array = start.startswith("[") and (end is None or not start[end:].strip())
-    if is_spread or is_array:
-        what = "it is a JSON array, or an object of several lines"
+    is_joined = end is not None and start[end:].lstrip(" \t\r").startswith("{")
+    if is_spread or is_array or is_joined:
+        what = "it is a JSON array, or an object of several lines, or has several objects in a line"
         raise unreadable(path, f"{what}; write an object a line, as by jq -c '.[]' or jq -c .")
 
 

@@ -56,7 +56,8 @@ def embed_files(
     Parameters
     ----------
     inputs
-        Files .jsonl, .csv, .parquet, .tar (webdataset) and images, or folders of such, which are searched below, too.
+        Files .jsonl, .csv, .tsv, .parquet, .tar (webdataset) and images, or folders of such, which are searched below,
+        too: without side files (hidden ones, @eaDir, __MACOSX) and links to folders, every file once.
     output
         A folder, new or of an earlier run; with Ray, one that all machines share, as the input.
     url, client_options

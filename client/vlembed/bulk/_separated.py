@@ -124,6 +124,7 @@ def _join(header: list[str], cells: list[str] | BadRowError) -> Fields | BadRowE
     if len(cells) != len(header):
         message = f"the row has {len(cells)} cells; the header names {len(header)}. Quote cells that hold separators."
         return BadRowError("ROW_MALFORMED", message)
-    if cells == header:
-        return BadRowError("ROW_MALFORMED", "the row repeats the header. Remove it; files were joined, it seems.")
+    if cells == header or cells[0].startswith("\ufeff"):
+        message = "the row repeats the header, or begins with a byte order mark: files were joined. Split them again."
+        return BadRowError("ROW_MALFORMED", message)
     return {name: cell or None for name, cell in zip(header, cells, strict=True)}

@@ -60,7 +60,7 @@ class WebDataset:
 def _members(tar: tarfile.TarFile, file: IO[bytes], ignored: Counter[str]) -> Iterator[tarfile.TarInfo]:
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header of a large file
-        if not member.isfile():
+        if not (member.isfile() or member.islnk() or member.issym()):
             continue
         if is_side_path(member.name) or META.search(member.name):
             ignored[SIDE_FILES] += 1
@@ -86,6 +86,9 @@ def _read_sample(tar: tarfile.TarFile, members: Sample) -> Fields | BadRowError:
     if twice := [field for field, count in Counter(_split_name(member)[1] for member in members).items() if count > 1]:
         message = f"the sample has {twice[:5]!r:.200} twice. Keep one of each."
         return BadRowError("ROW_MALFORMED", message, key)
+    if link := next((member.name for member in members if not member.isfile()), None):
+        cure = "Write the file itself: tar --dereference --hard-dereference."
+        return BadRowError("ROW_MALFORMED", f"{link!r:.200} is a link. {cure}", key)
     images = [member.name for member in members if member.name.lower().endswith(IMAGE_SUFFIXES)]
     if len(images) > 1:
         message = f"the sample has the images {images[:5]!r:.200}; an item has one. Split the sample."

@@ -93,7 +93,8 @@ def takes_items(command: Command) -> Command:
         multiple=True,
         metavar="PATTERN",
         shell_complete=complete_file,
-        help="An image file, or a glob in quotes (** crosses folders), whatever its suffix. Repeatable.",
+        help="An image file, or a glob in quotes (** crosses folders, and no links to folders), whatever its suffix. "
+        "Repeatable.",
     )
     @takes_input_format
     @wraps(command)

@@ -97,9 +97,10 @@ def bulk(
 ) -> int:
     """Embed every row of files into Parquet files in the folder OUTPUT.
 
-    An INPUT is a .jsonl, .csv, .parquet or .tar (webdataset) file, an image, or a folder of such. The same command
-    again goes on with a run that ended early. Rows that cannot be embedded are in OUTPUT/errors with the reason, and
-    make the exit status 3.
+    An INPUT is a .jsonl, .csv, .tsv, .parquet or .tar (webdataset) file, an image, or a folder of such. Side files in
+    folders (hidden ones, @eaDir, __MACOSX) and links to folders are left out and counted. The same command again goes
+    on with a run that ended early. Rows that cannot be embedded are in OUTPUT/errors with the reason, and make the exit
+    status 3.
 
     \b
       vlembed bulk products.jsonl photos/ vectors/

@@ -183,8 +183,9 @@ def test_rows_that_csv_writes_are_read_as_they_were(tmp_path: Path, seed: int) -
 
 
 def test_a_header_that_comes_again(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("id,text\n1,a\nid,text\n2,b\n")
-    assert "the row repeats the header" in str(read(tmp_path / "rows.csv")[1][1])
+    (tmp_path / "rows.csv").write_text("id,text\n1,a\nid,text\n2,b\n\ufeffid,text\n3,c\n\ufeff4,d\n", "utf-8")
+    told = [isinstance(row, str) and "files were joined" in row for _, row in read(tmp_path / "rows.csv")]
+    assert told == [False, True, False, True, False, True]
 
 
 @pytest.mark.parametrize(
@@ -208,6 +209,8 @@ def test_a_header_that_comes_again(tmp_path: Path) -> None:
         ("n.jsonl", b"[" + b'{"text": "a"},\n' * 10_000 + b"{}]", "it is a JSON array"),
         ("o.jsonl", b'{\n  "text": "a"\n}\n{\n  "text": "b"\n}\n', "or an object of several lines"),
         ("p.ndjson", b'{"text": "a",\n"n": 1}\n', "or an object of several lines"),
+        ("s.jsonl", b'{"text": "a"}\r{"text": "b"}\r', "or has several objects in a line"),
+        ("t.jsonl", b'{"text": "a"} {"text": "b"}\n', "or has several objects in a line"),
         *((f"{own}.{suffix}", data, f"it is {what}; ")
           for own, data, what in [
               ("gz", gzip.compress(b"text\n"), "gzip"),
@@ -313,6 +316,20 @@ def test_members_of_a_sample_that_stand_apart(tmp_path: Path, apart: list[str]) 
             tar.addfile(tarfile.TarInfo(name))
     with pytest.raises(InvalidInputError, match=r"the sample 'a' is there twice, apart.* tar --sort=name"):
         list(FORMATS[".tar"].scan(tmp_path / "rows.tar"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_a_member_that_is_a_link_is_not_left_out_of_its_sample(tmp_path: Path, kind: bytes) -> None:
+    """As tar writes a file that it has written under another name already."""
+    with tarfile.open(tmp_path / "rows.tar", "w") as tar:
+        for name in ("a.jpg", "a.txt", "b.jpg", "b.txt"):
+            member = tarfile.TarInfo(name)
+            if name == "b.jpg":
+                member.type, member.linkname = kind, "a.jpg"
+            tar.addfile(member)
+    fine, bad = (row for _, row in read(tmp_path / "rows.tar"))
+    assert isinstance(fine, dict)
+    assert "'b.jpg' is a link. Write the file itself: tar --dereference --hard-dereference" in str(bad)
 
 
 def test_a_member_that_is_there_twice(tmp_path: Path) -> None:

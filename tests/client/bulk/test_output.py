@@ -131,7 +131,7 @@ def test_a_bit_of_the_manifest(run: Run, texts: Path, output: Path, make_index: 
     assert verify(output).num_embedded == report.num_embedded
 
 
-@pytest.mark.parametrize("line", range(5))
+@pytest.mark.parametrize("line", [0, 4])
 def test_every_bit_of_a_line_of_the_manifest(run: Run, texts: Path, output: Path, line: int) -> None:
     run(texts)
     lines = lines_of(output)

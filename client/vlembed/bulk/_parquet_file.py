@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .._extras import require
+from .._messages import shown
 from .._metadata import iso_datetime, iso_duration
 from ._format import BadRowError, Cursor, Fields, Rows, opened, unreadable
 
@@ -67,7 +68,7 @@ def _fields(columns: list[tuple[str, Any, Callable[[Any], Any]]], index: int) ->
         try:
             fields[name] = convert(column[index])
         except (ValueError, OverflowError) as error:  # text that is not UTF-8, dates that Python cannot hold
-            message = f"the row holds what Python cannot in the column {name!r:.80} ({error}). Convert that column."
+            message = f"the row holds what Python cannot in the column {shown(name)} ({error}). Convert that column."
             return BadRowError("ROW_MALFORMED", message)
     return fields
 

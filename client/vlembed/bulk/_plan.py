@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .._exceptions import InvalidInputError
+from .._messages import shown
 from .._walk import REPEATED_FILES, SIDE_FILES, Links, is_side_path, walk
 from ._format import IMAGE_SUFFIXES, Cursor, unreadable
 from ._formats import FORMATS
@@ -59,7 +60,8 @@ class Input:
     def __post_init__(self) -> None:
         self.paths = [Path(os.path.abspath(path)) for path in self.paths]  # noqa: PTH100  (links stay)
         if not self.paths or len(set(self.paths)) < len(self.paths):
-            raise InvalidInputError(f"input is {[str(path) for path in self.paths]}. Pass files or folders, each once.")
+            given = shown([str(path) for path in self.paths])
+            raise InvalidInputError(f"input is {given}. Pass files or folders, each once.")
         for path in self.paths:
             if outer := next((folder for folder in self.paths if _is_inside(path, folder)), None):
                 raise InvalidInputError(f"input {str(path)!r} is inside the input {str(outer)!r}. Pass one of the two.")

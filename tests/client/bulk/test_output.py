@@ -83,9 +83,9 @@ def test_damaged_files_are_told(run: Run, texts: Path, output: Path, folder: str
         file.unlink()
     with pytest.raises(OutputError, match=rf"{folder}/{file.name}' is damaged .*Restore it, or embed"):
         verify(output)
-    if folder == "shards":
-        with pytest.raises(OutputError, match=rf"{file.name}' is damaged"):
-            list(read_blocks(output))
+    uses = {"shards": lambda: list(read_blocks(output)), "errors": lambda: run(texts, retry_errors=True)}
+    with pytest.raises(OutputError, match=rf"{file.name}' is damaged"):
+        uses[folder]()
 
 
 def test_a_damaged_list_of_files_is_told(run: Run, texts: Path, output: Path) -> None:

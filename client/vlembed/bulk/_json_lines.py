@@ -41,6 +41,8 @@ def parse_object(line: bytes) -> Fields | BadRowError:
     """Return the fields of an object of JSON."""
     try:
         fields = parse_json(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return BadRowError("ROW_MALFORMED", f"the line {line[:60]!r} is not UTF-8 ({error}). Save the input as UTF-8.")
     except (ValueError, RecursionError) as error:
         return BadRowError("ROW_MALFORMED", f"the line {line[:60]!r} is no JSON ({error}). Write an object a line.")
     if not isinstance(fields, dict):

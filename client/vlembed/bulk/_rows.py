@@ -178,7 +178,8 @@ def _encode(metadata: Mapping[str, Any]) -> str:
         return encode_metadata(_as_metadata(metadata)) or "{}"
     except InvalidInputError as error:
         if isinstance(error.__cause__, UnicodeEncodeError):
-            raise BadRowError("TEXT_NOT_UTF8", f"{error} Save the input as UTF-8.") from error
+            message = f"the row cannot be UTF-8 ({error.__cause__}). Save the input as UTF-8."
+            raise BadRowError("TEXT_NOT_UTF8", message) from error
         raise BadRowError("METADATA_WRONG", str(error)) from error
     except RecursionError as error:
         raise BadRowError("ROW_MALFORMED", "the row's metadata is nested too deeply. Flatten it.") from error

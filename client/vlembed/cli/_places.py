@@ -126,6 +126,8 @@ def takes_place(command: Command) -> Command:
     @wraps(command)
     def wrapped(*args: Any, index: str, milvus_token: str, **kwargs: Any) -> Any:
         parts = MILVUS.fullmatch(index)
+        if parts and index.startswith("milvus+file:") and is_url(parts["uri"]):
+            parts = None
         if (index.startswith("milvus+") or is_url(index)) and not parts:
             raise click.UsageError(
                 f"INDEX is {index!r}. Give the name of a file, milvus+http://host:19530/COLLECTION, or "

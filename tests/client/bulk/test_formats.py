@@ -106,7 +106,7 @@ def test_json_lines(tmp_path: Path) -> None:
     assert (first, kit, last) == ({"text": "first"}, {"text": "кіт"}, {"text": "last", "n": 1})
     assert "b'{broken\\n' is no JSON" in str(broken)
     assert "is no JSON object" in str(array)
-    assert "can't decode byte 0xff" in str(not_utf8)
+    assert "is not UTF-8 ('utf-8' codec can't decode byte 0xff" in str(not_utf8)
 
 
 def test_csv(tmp_path: Path) -> None:

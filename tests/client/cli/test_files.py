@@ -61,6 +61,7 @@ def test_a_pattern_that_matches_side_files_alone(run: Run) -> None:
         ["similarity", "a", "b", "-o", "{}.json"],
         ["index", "create", "{}", "a"],
         ["index", "create", "{} my.index", "a"],
+        ["index", "create", "milvus+file:{}/x.db/items", "a"],
         ["index", "load-from-bulk", "x.index", "{}"],
         ["index", "add", "{}", "a"],
         ["index", "delete", "{}", "a"],

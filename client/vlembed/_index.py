@@ -149,7 +149,7 @@ class Index:
         MissingExtraError
             pymilvus, or for a .db file milvus-lite, is not installed.
         """
-        if isinstance(uri, Path) or uri.endswith(".db"):
+        if isinstance(uri, Path) or str(uri).endswith(".db"):
             uri = local_path(uri, "uri")
         new = None
         if client is not None or (dimensions is not None and fingerprint is not None):

@@ -168,7 +168,7 @@ def find_images(pattern: str, cure: str = "") -> list[Entry]:
         raise InputError(f"{pattern[:60]!r} is a URL, and nothing is fetched. Download it, and give its path. {cure}")
     left_out = Counter[str]()
     paths = [pattern] if os.path.isfile(pattern) else expand(pattern, left_out)  # noqa: PTH113 (as above)
-    told = " and ".join(f"{count} {what}" for what, count in (+left_out).items())
+    told = ", ".join(f"{count} {what}" for what, count in (+left_out).items())
     if not paths:
         but = f", but {told}" if told else ""
         raise InputError(

@@ -22,5 +22,5 @@ class LocalPath(click.Path):
         try:
             local_path(value, "it")
         except InvalidInputError as error:
-            self.fail(f"{error}", param, ctx)
+            self.fail(str(error), param, ctx)
         return super().convert(value, param, ctx)

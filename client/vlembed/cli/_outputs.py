@@ -176,13 +176,9 @@ def to_pairs(values: Mapping[str, object]) -> str:
 
 
 def _told(value: object) -> str:
-    if value is None:
-        return "not checked"
-    return (
-        ", ".join(f"{own} {name}" for name, own in value.items()) or "none"
-        if isinstance(value, Mapping)
-        else str(value)
-    )
+    if isinstance(value, Mapping):
+        return ", ".join(f"{own} {name}" for name, own in value.items()) or "none"
+    return "not checked" if value is None else str(value)
 
 
 def _cell(value: str | float) -> tuple[str | float, str]:

@@ -33,7 +33,7 @@ def test_side_files_are_left_out_and_counted(run: Run) -> None:
     Path("again.png").symlink_to("a.png")
     result = run("embed", "**/*.png")
     assert [item["id"] for item in json.loads(result.stdout)["items"]] == ["a.png", "sub/b.png"]
-    left_out = "4 side files and 1 links to folders and 1 links to files that are there"
+    left_out = "4 side files, 1 links to folders, 1 links to files that are there"
     assert result.stderr == f"note: {left_out} left out of '**/*.png'\n"
     for explicit in ("._a.png", "again.png", ".thumbnails/*.png", ".thumbnails/a.png"):
         result = run("embed", explicit)

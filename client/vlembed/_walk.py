@@ -20,7 +20,8 @@ Ignored: TypeAlias = Counter[str]
 
 SIDE_FILES, FOLDER_LINKS, REPEATED_FILES = "side files", "links to folders", "links to files that are there"
 SIDE_NAMES = {  # and hidden ones
-    *("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "_temporary"),  # of macOS, Synology, Windows and Spark
+    *("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found"),  # of macOS, Synology, Windows and Linux
+    "_temporary",  # of Spark
     *("Thumbs.db", "desktop.ini"),
 }
 HIDDEN = (".", "~$")  # how names begin; the latter of files that Office has open
@@ -112,7 +113,7 @@ def _matches(start: str, parts: Sequence[str], left_out: dict[str, str], *, is_s
     part, *rest = parts
     if part == "**":
         yield from _matches(start, rest, left_out, is_side=is_side)
-    for entry in _entries(start, part):
+    for entry in _entries(start, part, is_side=is_side):
         path = f"{start}{entry.name}"
         is_named = not WILDCARD.search(part)
         is_side_here = is_side or (is_side_name(entry.name) and not (is_named or part.startswith(HIDDEN)))
@@ -128,8 +129,9 @@ def _matches(start: str, parts: Sequence[str], left_out: dict[str, str], *, is_s
                 yield path
 
 
-def _entries(folder: str, part: str) -> list[os.DirEntry[str]]:
-    """Return what is in a folder, if it is one, and matches a part of a pattern."""
-    with suppress(NotADirectoryError, FileNotFoundError), os.scandir(folder or ".") as entries:
+def _entries(folder: str, part: str, *, is_side: bool) -> list[os.DirEntry[str]]:
+    """Return what is in a folder, if it is one, and matches a part of a pattern; a side folder may be closed to us."""
+    absent = (OSError,) if is_side else (FileNotFoundError, NotADirectoryError)
+    with suppress(*absent), os.scandir(folder or ".") as entries:
         return [entry for entry in entries if part == "**" or fnmatchcase(entry.name, part)]
     return []

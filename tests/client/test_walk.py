@@ -21,6 +21,7 @@ SIDE = [
         "sub/.git/i.png",
         "~$a.png",
         "_temporary/0/j.png",
+        "lost+found/#1/k.jpg",
         "Thumbs.db",
         "desktop.ini",
         ".DS_Store",

@@ -31,6 +31,7 @@ from export.language_model import LanguageModel
 from export.to_onnx import example_language_inputs, example_vision_inputs, to_onnx
 from export.variants import VARIANTS
 from export.vision_encoder import VisionEncoder
+from server.paths import local_path
 
 from .report import report
 
@@ -379,7 +380,7 @@ def profile(work: Callable[[], Any]) -> list[str]:
 def main() -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where the graphs are made, some 5 GB")
+    parser.add_argument("--folder", type=local_path, required=True, help="where the graphs are made, some 5 GB")
     parser.add_argument(
         "--export", nargs="*", choices=["vision_encoder", "language_model"], help="make these graphs only"
     )

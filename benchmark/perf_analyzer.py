@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from server.launch import TritonServer
+from server.paths import local_path
 
 from .report import ROOT, report
 
@@ -55,7 +56,7 @@ def install(folder: Path) -> Path:
 def main() -> int:
     """Parse the command line, serve, and hand everything after `--` to perf_analyzer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repository", type=Path, required=True)
+    parser.add_argument("--repository", type=local_path, required=True)
     parser.add_argument("options", nargs="*", help=f"of perf_analyzer; default {' '.join(DEFAULTS)}")
     arguments = parser.parse_args()
     if ctypes.util.find_library("b64") is None:

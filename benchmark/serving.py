@@ -23,6 +23,7 @@ import onnxruntime
 
 from preprocessing import Bounds, Pack, Preprocessor
 from server.launch import TritonServer
+from server.paths import local_path
 from vlembed import EmbeddingClient
 
 from .report import rates, report
@@ -89,7 +90,7 @@ def without_batching(repository: Path, folder: Path) -> Path:
 def main() -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repository", type=Path, required=True)
+    parser.add_argument("--repository", type=local_path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--packs", type=int, default=16, help="requests of a round")
     parser.add_argument("--pack-size", type=int, default=8, help="texts of a request")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from demo.build import HELD_OUT, BuildError, build
 from demo.measure import MAX_PIXELS
+from demo.paths import local_path
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "demo/vlembed-emoji"
@@ -94,7 +95,7 @@ def adapt(output: Path, language: str) -> dict[str, dict[str, float]]:
 def main() -> None:
     """Parse the command line, adapt, print."""
     parser = argparse.ArgumentParser(prog="python -m demo.adapt", description=__doc__.split("\n")[0])
-    parser.add_argument("--output", type=Path, required=True, help="a new or empty folder for all that is made")
+    parser.add_argument("--output", type=local_path, required=True, help="a new or empty folder for all that is made")
     parser.add_argument("--language", default=HELD_OUT[0], help="its code in CLDR (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.output.exists() and any(arguments.output.iterdir()):

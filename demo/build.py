@@ -50,6 +50,7 @@ from xml.etree import ElementTree
 import PIL
 from PIL import features
 
+from demo.paths import local_path
 from demo.render_images import FONT
 from demo.symbols import KINDS, augmented_picture, find_symbols, training_picture
 
@@ -371,7 +372,7 @@ def build(output: Path, seed: int = 0, trained: Sequence[str] = TRAINED, new: Se
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Make the demonstration's data set.")
-    parser.add_argument("--output", type=Path, required=True, help="a new or empty folder")
+    parser.add_argument("--output", type=local_path, required=True, help="a new or empty folder")
     parser.add_argument("--seed", type=int, default=0, help="of all splits and draws (default: 0)")
     parser.add_argument("--languages", nargs="+", help="to train on alone (default: the eighteen, and two held out)")
     arguments = parser.parse_args()

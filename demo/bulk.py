@@ -23,6 +23,7 @@ from typing import Any
 
 from demo.build import texts_of, write
 from demo.measure import MAX_PIXELS
+from demo.paths import local_path
 
 NUM_TEXTS = 100_000
 PICTURES = ("images", "augmented/background", "augmented/rotation")  # 1,574 + 400 + 400
@@ -81,8 +82,8 @@ def main() -> None:
     """Parse the command line, embed, print the counts."""
     parser = argparse.ArgumentParser(prog="python -m demo.bulk", description=__doc__.split("\n")[0])
     parser.add_argument("--url", required=True, help="a running server, as grpc://127.0.0.1:8001")
-    parser.add_argument("--data", type=Path, required=True, help="folder that `python -m demo.build` wrote")
-    parser.add_argument("--output", type=Path, required=True, help="a folder for texts.jsonl and vectors/")
+    parser.add_argument("--data", type=local_path, required=True, help="folder that `python -m demo.build` wrote")
+    parser.add_argument("--output", type=local_path, required=True, help="a folder for texts.jsonl and vectors/")
     parser.add_argument("--kills", type=int, default=3, help="how often the run is killed (default: %(default)s)")
     arguments = parser.parse_args()
     if not (arguments.data / "train.jsonl").is_file():

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from demo.paths import local_path
 from demo.symbols import KINDS
 
 MAX_PIXELS = 64 * 64  # as in training
@@ -44,8 +45,10 @@ def main() -> int:
     """Parse the command line; what it does not know goes to finetune.evaluate."""
     parser = argparse.ArgumentParser(prog="python -m demo.measure", description=__doc__.split("\n")[0])
     parser.add_argument("--url", required=True, help="a running server, as grpc://127.0.0.1:8001")
-    parser.add_argument("--data", type=Path, required=True, help="folder that `python -m demo.build` wrote")
-    parser.add_argument("--output", type=Path, required=True, help="folder for results.json, results.md, results.png")
+    parser.add_argument("--data", type=local_path, required=True, help="folder that `python -m demo.build` wrote")
+    parser.add_argument(
+        "--output", type=local_path, required=True, help="folder for results.json, results.md, results.png"
+    )
     options, further = parser.parse_known_args()
     if not (options.data / "eval").is_dir():
         sys.exit(f"error: {options.data} has no eval/. Make it: python -m demo.build --output {options.data}")

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from demo.build import QUERY_INSTRUCTION
+from demo.paths import local_path
 from demo.untrained import text_config, train_tokenizer, vision_config, write_untrained
 
 VOCABULARY = 12_000
@@ -67,8 +68,8 @@ def train(data: Path, output: Path, *arguments: str) -> int:
 def main() -> int:
     """Parse the command line; what it does not know goes to finetune."""
     parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder that `python -m demo.build` wrote")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint")
+    parser.add_argument("--data", type=local_path, required=True, help="folder that `python -m demo.build` wrote")
+    parser.add_argument("--output", type=local_path, required=True, help="folder for the checkpoint")
     options, further = parser.parse_known_args()
     if not (options.data / "train.jsonl").is_file():
         sys.exit(f"error: {options.data} has no train.jsonl. Make it: python -m demo.build --output {options.data}")

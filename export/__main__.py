@@ -19,6 +19,7 @@ from settings import DEFAULT_INSTRUCTION, MIN_DIMENSIONS
 
 from .checkpoint import Checkpoint, ExportError, open_checkpoint
 from .language_model import LanguageModel
+from .paths import local_path
 from .repository import drop_configs, fill_sizes, new_repository, write_json
 from .to_onnx import example_language_inputs, example_vision_inputs, to_onnx
 from .validate import Case, imitate, reference_cases, runs_here, validate
@@ -160,7 +161,7 @@ def main() -> int:
     """Parse the command line; a refusal is a message, not a stack trace."""
     parser = argparse.ArgumentParser(prog="export", description="Convert a checkpoint into a Triton model repository.")
     parser.add_argument("--checkpoint", required=True, help="folder or hub id of a Qwen3-VL(-Embedding) checkpoint")
-    parser.add_argument("--output", type=Path, required=True, help="model repository to write")
+    parser.add_argument("--output", type=local_path, required=True, help="model repository to write")
     parser.add_argument(
         "--variant",
         choices=list(VARIANTS),

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import get_args
 
 from finetune.data import DataError, listing, read_rows
 from finetune.interrupts import interruptible
 from finetune.losses import LossName, LossOptions
 from finetune.model import CheckpointError, open_preprocessor
+from finetune.paths import local_path
 from finetune.trainable import Language, Vision
 from finetune.training import TrainingError, TrainingOptions, describe_interrupted, fine_tune
 
@@ -28,9 +28,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument_group("files").add_argument
     add("--checkpoint", required=True, help="folder or hub id of a Qwen3-VL(-Embedding)")
-    add("--train", required=True, type=Path, help="rows to train on, .jsonl or .parquet")
-    add("--eval", type=Path, help="rows whose loss is logged with every snapshot")
-    add("--output", required=True, type=Path, help="folder for the new checkpoint; logs in training/")
+    add("--train", required=True, type=local_path, help="rows to train on, .jsonl or .parquet")
+    add("--eval", type=local_path, help="rows whose loss is logged with every snapshot")
+    add("--output", required=True, type=local_path, help="folder for the new checkpoint; logs in training/")
     add(
         "--on-error",
         choices=["raise", "skip"],

@@ -25,6 +25,7 @@ from finetune.data import DataError
 from finetune.in_process import CheckpointEncoder
 from finetune.interrupts import interruptible
 from finetune.model import CheckpointError, open_preprocessor
+from finetune.paths import local_path
 from finetune.report import write_report
 from finetune.scores import score_pairs, score_retrieval, score_similarity
 from finetune.served import TIMEOUT_S, ServedEncoder
@@ -92,7 +93,7 @@ def _commit() -> str | None:
 def _named_files(value: str, num_files: int) -> tuple[str, list[Path]]:
     name, _, files = value.partition("=")
     paths = [Path(file) for file in files.split(":")]
-    if not name or not all(files.split(":")) or len(paths) != num_files:
+    if not name or not all(files.split(":")) or len(paths) != num_files or "://" in files:
         form = "NAME=" + ":".join(["FILE"] * num_files)
         raise argparse.ArgumentTypeError(f"{value!r} is not of the form {form}; no other colons. Rename files with one")
     return name, paths
@@ -116,7 +117,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--checkpoint", help="folder or hub id of a Qwen3-VL(-Embedding), run in this process")
     model.add_argument("--url", help="a running server, as grpc://127.0.0.1:8001")
-    parser.add_argument("--output", type=Path, required=True, help="folder for results.json, results.md, results.png")
+    parser.add_argument(
+        "--output", type=local_path, required=True, help="folder for results.json, results.md, results.png"
+    )
     tasks = parser.add_argument_group("tasks, each as often as you like").add_argument
     scored, labelled = "NAME=PAIRS", "scores of any scale"
     tasks("--similarity", type=one_file, action="append", default=[], metavar=scored, help=f"pairs with {labelled}")

@@ -25,6 +25,7 @@ from sentence_transformers import SentenceTransformer
 from finetune.data import BadRow, DataError, OnError, Row, listing, parse_rows, read_sides
 from finetune.interrupts import interruptible
 from finetune.model import CheckpointError, load_model, open_preprocessor
+from finetune.paths import local_path
 from finetune.sides import Side, side_to_json
 
 Sampling = Literal["top", "random"]
@@ -208,9 +209,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument_group("files").add_argument
     add("--checkpoint", required=True, help="folder or hub id of a Qwen3-VL(-Embedding)")
-    add("--data", required=True, type=Path, help="rows of anchor and positive, .jsonl or .parquet")
-    add("--corpus", type=Path, help="more candidates: a text or an object of text and image a row")
-    add("--output", required=True, type=Path, help="the rows with their negatives, .jsonl")
+    add("--data", required=True, type=local_path, help="rows of anchor and positive, .jsonl or .parquet")
+    add("--corpus", type=local_path, help="more candidates: a text or an object of text and image a row")
+    add("--output", required=True, type=local_path, help="the rows with their negatives, .jsonl")
     add("--overwrite", action="store_true", help="replace --output if it exists")
     add(
         "--on-error",

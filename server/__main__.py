@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from pathlib import Path
 from types import FrameType
 
 from .launch import ServerStartError, TritonServer
+from .paths import local_path
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last when the terminal goes
 
@@ -39,7 +39,7 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="server", description="Serve a model repository on NVIDIA Triton.")
-    parser.add_argument("--repository", type=Path, required=True, help="folder that `python -m export` wrote")
+    parser.add_argument("--repository", type=local_path, required=True, help="folder that `python -m export` wrote")
     parser.add_argument("--host", default="127.0.0.1", help="IPv4 address to listen on")
     parser.add_argument("--http-port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--grpc-port", type=int, default=8001, help="0 takes a free one")

@@ -19,8 +19,9 @@ import numpy as np
 from . import _index_file
 from ._exceptions import InvalidInputError
 from ._faiss_kinds import KINDS, Exhaustive, Hnsw, IvfPq, default_code_bytes, empty, faiss, train, wrap
-from ._filters import Condition, decode_metadata
+from ._filters import Condition
 from ._locks import ReadWriteLock, undisturbed
+from ._metadata import decode_metadata
 from ._rows import Positions, Rows
 from ._similarity import blocks
 from ._store import IndexInfo, Match, Matches, Vectors, choose

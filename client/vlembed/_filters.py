@@ -1,21 +1,21 @@
-"""Metadata, and the conditions of a filter on it; knows nothing of how a store finds the rows that meet them.
+"""The conditions of a filter on metadata; knows nothing of how a store finds the rows that meet them.
 
-Metadata is a JSON object. A condition compares one of its values with one of the same type: string, number or boolean.
+A condition compares a value of metadata with one of the same type: string, number or boolean.
 """
 
 from __future__ import annotations
 
-import json
 import operator
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from ._exceptions import InvalidInputError
+from ._messages import shown
+from ._metadata import to_json_value
 
 Where: TypeAlias = Mapping[str, Any]
 
@@ -72,7 +72,7 @@ def parse_where(where: Where | None) -> tuple[Condition, ...]:
     if where is None:
         return ()
     if not isinstance(where, Mapping):
-        raise InvalidInputError(f"where is {where!r}. {RULE}")
+        raise InvalidInputError(f"where is {shown(where)}. {RULE}")
     return tuple(
         _condition(field, relation, value)
         for field, relations in where.items()
@@ -82,22 +82,23 @@ def parse_where(where: Where | None) -> tuple[Condition, ...]:
 
 def _condition(field: Any, relation: Any, value: Any) -> Condition:
     if not isinstance(field, str) or not is_plain(field):
-        raise InvalidInputError(f"where has the field {field!r}; one is a str without control characters. {RULE}")
+        raise InvalidInputError(f"where has the field {shown(field)}; one is a str without control characters. {RULE}")
     if relation != "in" and relation not in OPERATORS:
         raise InvalidInputError(
-            f"where has the operator {relation!r} for {field!r}. Use one of {', '.join(OPERATORS)} and in. {RULE}"
+            f"where has the operator {shown(relation)} for {shown(field)}. Use one of {', '.join(OPERATORS)} and in. "
+            + RULE
         )
     if relation == "in" and not isinstance(value, list | tuple | set | frozenset):
-        raise InvalidInputError(f"where has {value!r} for {field!r} to be in. Pass a list. {RULE}")
+        raise InvalidInputError(f"where has {shown(value)} for {shown(field)} to be in. Pass a list. {RULE}")
     values = tuple(_comparable(field, own) for own in (value if relation == "in" else [value]))
     if relation not in ("==", "!=", "in") and type_of(values[0]) == "boolean":
-        raise InvalidInputError(f"where orders {field!r} by {values[0]!r}. Compare a boolean with == or !=.")
+        raise InvalidInputError(f"where orders {shown(field)} by {shown(values[0])}. Compare a boolean with == or !=.")
     return Condition(field, "==" if relation == "in" else relation, values)
 
 
 def _comparable(field: str, value: Any) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
+    with suppress(ValueError, RecursionError):
+        value = to_json_value(value)  # as metadata are
     of_type = type_of(value)
     is_fit = of_type == "boolean"
     if of_type == "string":
@@ -106,8 +107,8 @@ def _comparable(field: str, value: Any) -> Any:
         is_fit = -MAX_INTEGER <= value <= MAX_INTEGER  # not nan
     if not is_fit:
         raise InvalidInputError(
-            f"where compares {field!r} with {value!r}. Pass a str without control characters, a finite number "
-            f"within 64 bits, or a bool. {RULE}"
+            f"where compares {shown(field)} with {shown(value)}. Pass a str without control characters, a finite "
+            f"number within 64 bits, a bool, or a date. {RULE}"
         )
     return value
 
@@ -115,31 +116,3 @@ def _comparable(field: str, value: Any) -> Any:
 def is_plain(text: str) -> bool:
     """Tell whether a text has no control character and no lone surrogate, so that every store can hold and find it."""
     return NOT_PLAIN.search(text) is None
-
-
-def encode_metadata(metadata: Mapping[str, Any] | None) -> str:
-    """Return metadata as one line of JSON, "" if there is none.
-
-    Raises
-    ------
-    InvalidInputError
-        It is no JSON object, or would not come back from JSON as it is.
-    """
-    if not metadata and (metadata is None or isinstance(metadata, Mapping)):
-        return ""
-    rule = "Pass a dict of str keys and JSON values (str, int, float, bool, None, lists and dicts of them), or None."
-    try:
-        text = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        text.encode()
-        back = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidInputError(f"it is not JSON ({error}). {rule}") from error
-    if not isinstance(back, dict) or back != metadata:
-        raise InvalidInputError(f"{str(metadata)[:80]!r} does not come back from JSON as it is. {rule}")
-    return text
-
-
-def decode_metadata(text: str) -> dict[str, Any]:
-    """Return what `encode_metadata` made a text of."""
-    decoded: dict[str, Any] = json.loads(text) if text else {}
-    return decoded

@@ -22,6 +22,7 @@ from ._filters import Where, parse_where
 from ._index_input import Batch, Items, as_batch, check_ids, check_options, check_rows, listed, new_info
 from ._items import ItemLike
 from ._milvus_store import MilvusStore
+from ._paths import local_path
 from ._result import Embeddings
 from ._similarity import blocks, row_norms, unit
 from ._store import IndexInfo, Match, Matches, Store, Vectors
@@ -98,9 +99,10 @@ class Index:
         Raises
         ------
         InvalidInputError
-            It is no such file, damaged, or a newer one; or the client's server serves another model.
+            The path is a URL; the file is none that `save` wrote, damaged, or newer; or the client's server serves
+            another model.
         """
-        return cls(FaissStore.load(Path(path)), client)
+        return cls(FaissStore.load(local_path(path, "the index's path")), client)
 
     @classmethod
     def connect(
@@ -147,6 +149,8 @@ class Index:
         MissingExtraError
             pymilvus, or for a .db file milvus-lite, is not installed.
         """
+        if isinstance(uri, Path) or str(uri).endswith(".db"):
+            uri = local_path(uri, "uri")
         new = None
         if client is not None or (dimensions is not None and fingerprint is not None):
             asked = DEFAULT_QUERY_INSTRUCTION if instruction is None else instruction
@@ -188,12 +192,12 @@ class Index:
         Raises
         ------
         InvalidInputError
-            The index is in Milvus.
+            The index is in Milvus, or the path is a URL.
         OSError
             The file cannot be written.
         """
         with self._changing:
-            self._store.save(Path(path))
+            self._store.save(local_path(path, "the index's path"))
 
     def add(
         self,

@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from ._client import EmbeddingClient, ItemOptions
 from ._exceptions import InvalidInputError
-from ._filters import encode_metadata, is_plain
+from ._filters import is_plain
 from ._items import ItemLike, as_sequence
+from ._messages import shown
+from ._metadata import encode_metadata
 from ._result import Embeddings
 from ._store import IndexInfo
 
@@ -71,7 +73,7 @@ def check_options(batch: Batch, options: ItemOptions) -> None:
 def check_ids(ids: Iterable[str]) -> list[str]:
     """Return ids as a list, each of them one."""
     if isinstance(ids, str) or not isinstance(ids, Iterable):
-        raise InvalidInputError(f"ids is {ids!r}. Pass a list of them.")
+        raise InvalidInputError(f"ids is {shown(ids)}. Pass a list of them.")
     ids = list(ids)
     if bad := [own for own in ids if not isinstance(own, str) or not own or not is_plain(own)]:
         raise InvalidInputError(
@@ -82,7 +84,9 @@ def check_ids(ids: Iterable[str]) -> list[str]:
 
 def _encode_all(metadata: Sequence[Mapping[str, Any] | None]) -> list[str]:
     if isinstance(metadata, Mapping | str) or not isinstance(metadata, Iterable):
-        raise InvalidInputError(f"metadata is {metadata!r}. Pass a list, with an object or None for each item.")
+        raise InvalidInputError(f"metadata is {shown(metadata)}. Pass a list, with an object or None for each item.")
+    if hasattr(metadata, "iterrows"):  # a DataFrame, whose iteration yields the names of its columns
+        raise InvalidInputError('metadata is a DataFrame. Pass its to_dict("records").')
     texts = []
     for index, own in enumerate(metadata):
         try:
@@ -132,5 +136,5 @@ def new_info(
 
 def listed(values: Iterable[Any]) -> str:
     """Name a few values, and count the others."""
-    names = sorted({repr(own) for own in values})
+    names = sorted({shown(own) for own in values})
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

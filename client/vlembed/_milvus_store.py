@@ -29,7 +29,9 @@ from ._exceptions import (
     ServerError,
 )
 from ._extras import require
-from ._filters import Condition, decode_metadata, encode_metadata, type_of
+from ._filters import Condition, type_of
+from ._messages import shown
+from ._metadata import decode_metadata, encode_metadata
 from ._similarity import blocks
 from ._store import HNSW_OPTIONS, IndexInfo, Match, Matches, Vectors, choose
 
@@ -256,22 +258,28 @@ def _check_row(own: str, metadata: str) -> None:
     """Refuse what Milvus would, or would not give back as it is."""
     if (size := len(own.encode())) > MAX_ID_BYTES:
         raise InvalidInputError(f"the id {own[:40]!r}... has {size} bytes; Milvus takes {MAX_ID_BYTES}. Shorten it.")
-    integers: list[int] = []
-
-    def parse_int(text: str) -> int:
-        integers.append(int(text))
-        return integers[-1]
-
-    typed = _typed(json.loads(metadata or "{}", parse_int=parse_int))
+    fields = decode_metadata(metadata)
+    typed = _typed(fields)
     if (size := len(encode_metadata(typed).encode())) > MAX_METADATA_BYTES:
         raise InvalidInputError(
             f"the metadata of {own!r} has {size} bytes; Milvus takes {MAX_METADATA_BYTES}. Keep what is long elsewhere."
         )
-    for value in integers:
-        if not -MAX_INTEGER <= value <= MAX_INTEGER:
-            raise InvalidInputError(
-                f"the metadata of {own!r} has the number {value}; Milvus takes those of 64 bits. Pass a str of it."
-            )
+    for name, value in fields.items():
+        for number in _integers(value):
+            if not -MAX_INTEGER <= number <= MAX_INTEGER:
+                raise InvalidInputError(
+                    f"the metadata of {shown(own)} has the number {shown(number)} in {shown(name)}; Milvus takes those "
+                    "of 64 bits. Pass a str of it."
+                )
+
+
+def _integers(value: Any) -> Iterator[int]:
+    """Yield the integers in a value of JSON."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, list | dict):
+        for own in value.values() if isinstance(value, dict) else value:
+            yield from _integers(own)
 
 
 def _match(hit: Mapping[str, Any]) -> Match:

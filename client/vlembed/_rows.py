@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._filters import Condition, decode_metadata, type_of
+from ._filters import Condition, type_of
+from ._metadata import decode_metadata
 
 Mask = npt.NDArray[np.bool_]
 Positions = npt.NDArray[np.int64]

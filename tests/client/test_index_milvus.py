@@ -95,7 +95,9 @@ def test_an_upsert_that_is_refused_changes_nothing(milvus_file: Path, monkeypatc
     with Index.connect(milvus_file, "refused_upsert", **KNOWN) as index:
         index.add(vectors(4), ids=list("abcd"), metadata=[{"n": 1}] * 4, fingerprint=FINGERPRINT)
         for last in ({"text": "é" * 40_000}, {"n": 2**63}, {"n": [{"m": -(2**64)}]}):
-            with pytest.raises(InvalidInputError, match=r"the metadata of 'd' has .* Milvus takes"):
+            with pytest.raises(
+                InvalidInputError, match=r"the metadata of 'd' has (.* bytes|the number .* in 'n'); Milvus takes"
+            ):
                 index.upsert(vectors(4), ids=list("abcd"), metadata=[{"n": 2}] * 3 + [last], fingerprint=FINGERPRINT)
         assert len(index.search(vectors(1)[0], where={"n": 1})) == 4
         index.upsert(vectors(1, seed=1), ids=["d"], metadata=[{"n": [2**63 - 1]}], fingerprint=FINGERPRINT)

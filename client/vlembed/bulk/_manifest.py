@@ -3,19 +3,23 @@
 `manifest.jsonl` begins with a line that says what was asked of which model. Every finished shard appends one line, and
 is finished once that line is on the disk: the write of a line commits all files that it names. The last line of a shard
 counts; a torn one at the end does not. One process at a time writes, under a lock.
+
+Every line ends in a checksum of itself and of the checksum before it, so that no line can be changed, moved, repeated
+or removed, except from the end.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from .._exceptions import InvalidInputError, OutputError
 from .._files import TEMPORARY, place
@@ -23,7 +27,9 @@ from ._shards import FileRecord, check_file, output_file
 
 MANIFEST, INPUT, LOCK = "manifest.jsonl", "input.jsonl", ".lock"
 FOLDERS = ("shards", "errors")
-FORMAT = 1  # of the output; a newer one is refused
+CURE = "Restore the file from a copy, or embed the input into another output."
+FORMAT = 2  # of the output; others are refused
+CHECKED_LINE = re.compile(rb'(?P<content>\{.*), "check": "(?P<check>[0-9a-f]{32})"\}', re.DOTALL)
 PARQUET_NAME = re.compile(r"\d{6,}-[0-9a-f]{16}\.parquet")
 
 
@@ -62,6 +68,7 @@ class Manifest:
     num_rows: int  # of the input
     records: dict[int, ShardRecord]
     size_bytes: int  # up to the last complete line
+    last_check: str  # of that line
 
     @property
     def num_shards(self) -> int:
@@ -100,7 +107,7 @@ class Manifest:
         OutputError
             The line could not be written; the shard does not count.
         """
-        line = json.dumps(record).encode() + b"\n"
+        line, check = _checked(record, self.last_check)
         path = self.output / MANIFEST
         try:
             with path.open("r+b") as file:
@@ -114,6 +121,7 @@ class Manifest:
                 f"{str(path)!r} cannot be written ({error}). Free space, and run the same again."
             ) from error
         self.size_bytes += len(line)
+        self.last_check = check
         self.records[record["shard"]] = record
 
     def check(self, settings: Settings) -> None:
@@ -165,7 +173,7 @@ def create_manifest(output: Path, settings: Settings, *, checkpoint: str, input_
         "rows": num_rows,
     }
     with output_file(output) as temporary:
-        temporary.write_text(json.dumps(head) + "\n", encoding="utf-8")
+        temporary.write_bytes(_checked(head, "")[0])
         place(temporary, output / MANIFEST)
 
 
@@ -175,7 +183,7 @@ def read_manifest(output: Path) -> Manifest:
     Raises
     ------
     InvalidInputError
-        There is none, or one of a newer release.
+        There is none, or one of another release.
     OutputError
         It is damaged.
     """
@@ -186,27 +194,64 @@ def read_manifest(output: Path) -> Manifest:
         raise InvalidInputError(
             f"{str(output)!r} is no output of a bulk run ({error}). Pass the folder that one wrote."
         ) from error
-    lines = data[: data.rfind(b"\n") + 1].splitlines()
-    head, records, number = {}, dict[int, ShardRecord](), 1
+    *lines, _ = data.split(b"\n")  # what follows the last line is torn
+    if not lines:
+        raise OutputError(f"{str(path)!r} is damaged: it has no complete line. {CURE}")
+    _check_format(lines[0], path)
+    contents, check = list[Any](), ""
+    for number, line in enumerate(lines, 1):
+        content, check = _content(line, check, f"line {number} of {str(path)!r}")
+        contents.append(content)
+    head, *records = contents
+    return Manifest(
+        output=output,
+        settings=Settings(**head["settings"]),
+        checkpoint=head["checkpoint"],
+        input_sha256=head["input_sha256"],
+        num_rows=head["rows"],
+        records={record["shard"]: record for record in records},
+        size_bytes=sum(len(line) + 1 for line in lines),
+        last_check=check,
+    )
+
+
+def _check_format(line: bytes, path: Path) -> None:
+    """Refuse the first line of another release; one that is damaged is left to its checksum."""
     try:
-        head = json.loads(lines[0])
-        if head["format"] == FORMAT:
-            settings = Settings(**head["settings"])
-            for number, line in enumerate(lines[1:], 2):  # noqa: B007  (the number of the bad one)
-                record = json.loads(line)
-                records[record["shard"]] = record
-            return Manifest(
-                output=output,
-                settings=settings,
-                checkpoint=head["checkpoint"],
-                input_sha256=head["input_sha256"],
-                num_rows=head["rows"],
-                records=records,
-                size_bytes=sum(len(line) + 1 for line in lines),
-            )
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise OutputError(f"line {number} of {str(path)!r} is damaged ({error!r}). Restore it.") from error
-    raise InvalidInputError(f"{str(path)!r} has format {head['format']}; this release reads {FORMAT}. Use a newer one.")
+        head = json.loads(line)
+        version = head["format"]
+    except (ValueError, TypeError, KeyError):
+        return
+    is_whole = _is_checked(line, "") if "check" in head else version == 1  # the first format had no checksums
+    if is_whole and version != FORMAT:
+        raise InvalidInputError(
+            f"{str(path)!r} has format {version}; this release reads {FORMAT}. Use the release that wrote it, or embed "
+            "the input into another output."
+        )
+
+
+def _checked(content: Mapping[str, Any], check_before: str) -> tuple[bytes, str]:
+    """Return content as a line, and the checksum that it ends in."""
+    text = json.dumps(content).removesuffix("}").encode()
+    check = _check(text, check_before)
+    return text + f', "check": "{check}"}}\n'.encode(), check
+
+
+def _check(text: bytes, check_before: str) -> str:
+    return hashlib.sha256(check_before.encode() + text).hexdigest()[:32]
+
+
+def _is_checked(line: bytes, check_before: str) -> bool:
+    parts = CHECKED_LINE.fullmatch(line)
+    return parts is not None and _check(parts["content"], check_before) == parts["check"].decode()
+
+
+def _content(line: bytes, check_before: str, name: str) -> tuple[Any, str]:
+    """Return what a line says, and its checksum."""
+    if not _is_checked(line, check_before):
+        raise OutputError(f"{name} is damaged: its checksum is another. {CURE}")
+    content = json.loads(line)
+    return content, content.pop("check")
 
 
 @contextmanager

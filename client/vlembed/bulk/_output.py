@@ -16,6 +16,7 @@ import numpy.typing as npt
 from .._exceptions import InvalidInputError, OutputError
 from .._extras import require
 from .._index import Index
+from .._paths import local_path
 from .._result import Embeddings
 from ._manifest import Manifest, read_manifest
 from ._report import Report, report_of
@@ -44,7 +45,7 @@ def read_blocks(output: str | Path, block_rows: int = BLOCK_ROWS) -> Iterator[Bl
     OutputError
         It is not finished, or damaged.
     """
-    manifest = _finished(Path(output))
+    manifest = _finished(output)
     for file in manifest.vector_files():
         for batch in _open(manifest, file).iter_batches(block_rows):
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
@@ -80,7 +81,7 @@ def verify(output: str | Path) -> Report:
     OutputError
         It is not finished, or damaged: naming the file.
     """
-    manifest = _finished(Path(output))
+    manifest = _finished(output)
     manifest.check_input_list()
     positions, hashes = [], [np.empty(0, np.int64)]  # of ids
     for file in manifest.vector_files():
@@ -121,8 +122,8 @@ def verify_ids(output: str | Path) -> Report:
     report = verify(output)
     if report.duplicate_ids:
         raise InvalidInputError(
-            f"output {str(output)!r} has several vectors for an id ({report.duplicate_ids}); an index would keep one. "
-            "Give every row of the input an id of its own."
+            f"output {str(output)!r} has several vectors for an id ({str(report.duplicate_ids)[:200]}); an index would "
+            "keep one. Give every row of the input an id of its own."
         )
     return report
 
@@ -136,8 +137,8 @@ def fill(index: Index, output: str | Path) -> int:
     return num_rows
 
 
-def _finished(output: Path) -> Manifest:
-    manifest = read_manifest(output)
+def _finished(output: str | Path) -> Manifest:
+    manifest = read_manifest(local_path(output, "output"))
     if not manifest.is_complete:
         raise OutputError(
             f"only {len(manifest.records)} of {manifest.num_shards} shards of {str(output)!r} are finished. Run the "

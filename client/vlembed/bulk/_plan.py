@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .._exceptions import InvalidInputError
-from ._formats import FORMATS, IMAGE_SUFFIXES, Cursor, unreadable
+from .._messages import shown
+from .._walk import REPEATED_FILES, SIDE_FILES, Links, is_side_path, walk
+from ._format import IMAGE_SUFFIXES, Cursor, unreadable
+from ._formats import FORMATS
 from ._rows import Columns, Failure, Row, to_row
 
 NO_FILE = '{"name": null}'  # beside the last one
@@ -52,14 +55,15 @@ class Input:
 
     paths: Sequence[Path]
     root: Path = field(init=False)
-    ignored: Counter[str] = field(default_factory=Counter)  # files of folders by suffix, that are none of FORMATS
+    ignored: Counter[str] = field(default_factory=Counter)  # what is left out: side files, links, others by suffix
 
     def __post_init__(self) -> None:
         self.paths = [Path(os.path.abspath(path)) for path in self.paths]  # noqa: PTH100  (links stay)
         if not self.paths or len(set(self.paths)) < len(self.paths):
-            raise InvalidInputError(f"input is {[str(path) for path in self.paths]}. Pass files or folders, each once.")
+            given = shown([str(path) for path in self.paths])
+            raise InvalidInputError(f"input is {given}. Pass files or folders, each once.")
         for path in self.paths:
-            if outer := next((folder for folder in self.paths if folder in path.parents), None):
+            if outer := next((folder for folder in self.paths if _is_inside(path, folder)), None):
                 raise InvalidInputError(f"input {str(path)!r} is inside the input {str(outer)!r}. Pass one of the two.")
             if not path.exists():
                 raise InvalidInputError(f"input {str(path)!r} does not exist. Pass files or folders.")
@@ -70,30 +74,45 @@ class Input:
     def files(self) -> Iterator[Path]:
         """Yield every file in order, and count the others."""
         self.ignored.clear()
+        links = Links(self._is_found)
         for path in self.paths:
-            yield from self._walk(path) if path.is_dir() else [path]
+            yield from self._walk(path, links) if path.is_dir() else [path]
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """Yield name, size and time of every file in order."""
         return (_entry(self.root, path) for path in self.files())
 
-    def _walk(self, folder: Path) -> Iterator[Path]:
+    def _is_found(self, target: Path) -> bool:
+        """Tell whether a real file is found in one of the folders under its own name."""
+        return target.suffix.lower() in FORMATS and any(
+            target.is_relative_to(folder) and not is_side_path(str(target.relative_to(folder)))
+            for folder in (path.resolve() for path in self.paths if path.is_dir())
+        )
+
+    def _walk(self, folder: Path, links: Links) -> Iterator[Path]:
         examples: dict[bool, Path] = {}
-        for name, folders, names in os.walk(folder, onerror=_refuse):
-            folders.sort()
-            self.ignored["links to folders"] += sum(Path(name, own).is_symlink() for own in folders)
-            for path in (Path(name, own) for own in sorted(names)):
-                suffix = path.suffix.lower()
-                if suffix not in FORMATS or not path.is_file():
-                    self.ignored[suffix or path.name] += 1
-                    continue
-                examples.setdefault(suffix in IMAGE_SUFFIXES, path)
-                if len(examples) == 2:
-                    raise InvalidInputError(
-                        f"folder {str(folder)!r} has images and tables ({str(examples[True])!r} and "
-                        f"{str(examples[False])!r}). Pass those that are meant."
-                    )
-                yield path
+        for path in walk(folder, self.ignored, _refuse):
+            suffix = path.suffix.lower()
+            if suffix not in FORMATS or not path.is_file():
+                self.ignored[suffix or path.name] += 1
+                continue
+            if links.is_repeated(path):
+                self.ignored[REPEATED_FILES] += 1
+                continue
+            examples.setdefault(suffix in IMAGE_SUFFIXES, path)
+            if len(examples) == 2:
+                raise InvalidInputError(
+                    f"folder {str(folder)!r} has images and tables ({str(examples[True])!r} and "
+                    f"{str(examples[False])!r}). Pass those that are meant."
+                )
+            yield path
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Tell whether a path is in a folder, or a folder is the same one or in it by way of a link."""
+    if folder in path.parents:
+        return True
+    return path != folder and path.is_dir() and path.resolve().is_relative_to(folder.resolve())
 
 
 def _refuse(error: OSError) -> NoReturn:
@@ -120,15 +139,15 @@ def write_plan(source: Input, file: Path, shard_size: int, columns: Columns) -> 
     num_rows, digest = 0, hashlib.sha256()
     with file.open("wb") as lines:
         for entry in source.entries():
-            path, starts = source.root / entry["name"], []
+            path, starts, ignored = source.root / entry["name"], [], Counter[str]()
             kind = FORMATS[path.suffix.lower()]
             if (names := kind.column_names(path)) is not None:
                 columns.check(names, path)
-            for cursor in kind.scan(path):
+            for cursor in kind.scan(path, ignored):
                 if num_rows % shard_size == 0:
                     starts.append(cursor)
                 num_rows += 1
-            line = json.dumps(entry | {"starts": starts}).encode() + b"\n"
+            line = json.dumps(entry | {"starts": starts, "side_files": ignored[SIDE_FILES]}).encode() + b"\n"
             digest.update(line)
             lines.write(line)
     if not num_rows:
@@ -152,6 +171,7 @@ def read_plan(
         for line, entry in zip_longest(lines, source.entries()):
             planned = json.loads(line or NO_FILE)
             starts = planned.pop("starts", ())
+            source.ignored[SIDE_FILES] += planned.pop("side_files", 0)
             _compare(planned, entry or json.loads(NO_FILE), images_may_differ=images_may_differ)
             for start in starts:
                 position = len(shards) * shard_size
@@ -195,7 +215,7 @@ def _read_on(root: Path, file: Path, shard: Shard, columns: Columns) -> Iterator
         lines.seek(shard.line)
         for line in lines:
             planned = json.loads(line)
-            del planned["starts"]
+            del planned["starts"], planned["side_files"]
             name = planned["name"]
             path = root / name
             suffix = path.suffix.lower()

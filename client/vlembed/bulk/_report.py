@@ -20,8 +20,8 @@ class Report:
     fingerprint: str
     dimensions: int
     dtype: str
-    ignored: dict[str, int]  # files of input folders that are no input, by suffix; of `embed_files`
-    duplicate_ids: dict[str, int]  # the first ids with several vectors, and how many; of `verify`
+    ignored: dict[str, int] | None  # what was left out of the input, counted; None of `verify`, which does not look
+    duplicate_ids: dict[str, int] | None  # the first ids with several vectors; None of `embed_files`, likewise
 
     @property
     def num_errors(self) -> int:
@@ -45,6 +45,6 @@ def report_of(
         fingerprint=manifest.settings.fingerprint,
         dimensions=manifest.settings.dimensions,
         dtype=manifest.settings.dtype,
-        ignored=ignored or {},
-        duplicate_ids=duplicate_ids or {},
+        ignored=ignored,
+        duplicate_ids=duplicate_ids,
     )

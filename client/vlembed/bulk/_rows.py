@@ -6,21 +6,21 @@ Knows columns and items; knows nothing of files or servers.
 from __future__ import annotations
 
 import base64
-import json
+import datetime
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from .._exceptions import InvalidInputError
 from .._filters import is_plain
 from .._items import Item
-from ._formats import KEY, BadRowError
-
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+from .._metadata import encode_metadata, iso_duration
+from .._paths import is_url
+from ._format import KEY, BadRowError
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,10 @@ def to_row(
         metadata = item_metadata(item.text, str(item.image) if isinstance(item.image, Path) else "", rest)
         if isinstance(item.image, Path):
             item = replace(item, image=root / item.image)
-        row = Row(position, own_id, place, _to_json_object(metadata), item)
-        row.metadata.encode()
+        row = Row(position, own_id, place, _encode(metadata), item)
     except BadRowError as error:
+        own_id = own_id if error.key is None else f"{name}:{error.key}"
         return Failure(position, own_id, place, error.code, str(error))
-    except UnicodeEncodeError as error:
-        message = f"the row cannot be UTF-8 ({error}). Save the input as UTF-8."
-        return Failure(position, own_id, place, "TEXT_NOT_UTF8", message)
     return row
 
 
@@ -156,7 +153,7 @@ def _image(value: Any, folder: Path) -> Path | bytes | None:
         raise BadRowError("WRONG_TYPE", f"the image is {value!r:.60}; it needs to be a path, bytes or a data: URI.")
     if value.startswith("data:"):
         return value.encode()
-    if URL.match(value):
+    if is_url(value):
         raise BadRowError("IMAGE_IS_URL", f"the image {value[:60]!r} is a URL, and nothing is fetched. Download it.")
     return folder / value
 
@@ -176,19 +173,28 @@ def item_metadata(text: str | None, image: str, fields: Mapping[str, Any]) -> di
     return {name: value for name, value in own.items() if value} | dict(fields)
 
 
-def _to_json_object(fields: Mapping[str, Any]) -> str:
+def _encode(metadata: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(_to_json(fields), ensure_ascii=False)
+        return encode_metadata(_as_metadata(metadata)) or "{}"
+    except InvalidInputError as error:
+        if isinstance(error.__cause__, UnicodeEncodeError):
+            message = f"the row cannot be UTF-8 ({error.__cause__}). Save the input as UTF-8."
+            raise BadRowError("TEXT_NOT_UTF8", message) from error
+        raise BadRowError("METADATA_WRONG", str(error)) from error
     except RecursionError as error:
         raise BadRowError("ROW_MALFORMED", "the row's metadata is nested too deeply. Flatten it.") from error
 
 
-def _to_json(value: Any) -> Any:
-    """Return a value as JSON can hold it: without bytes, NaN as null, dates and decimals as strings."""
-    if isinstance(value, float) and not math.isfinite(value):
+def _as_metadata(value: Any) -> Any:
+    """Leave out bytes, and return NaN as None, decimals and durations as texts: files have them, metadata have not."""
+    if isinstance(value, float) and math.isnan(value):  # what pandas writes for what is missing
         return None
     if isinstance(value, Mapping):
-        return {str(name): _to_json(inner) for name, inner in value.items() if not isinstance(inner, bytes)}
+        return {name: _as_metadata(own) for name, own in value.items() if not isinstance(own, bytes)}
     if isinstance(value, list | tuple):
-        return [_to_json(inner) for inner in value if not isinstance(inner, bytes)]
-    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
+        return [_as_metadata(own) for own in value if not isinstance(own, bytes)]
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, datetime.timedelta):
+        return iso_duration(value // datetime.timedelta(microseconds=1) * 1000)
+    return value

@@ -13,6 +13,7 @@ from .._client import EmbeddingClient
 from .._exceptions import InvalidInputError
 from .._extras import require
 from .._files import TEMPORARY, place
+from .._paths import local_path
 from ._manifest import FOLDERS, INPUT, LOCK, MANIFEST, Manifest, Settings, create_manifest, locked, read_manifest
 from ._plan import Input, Shard, read_plan, write_plan
 from ._ray import run_on_ray
@@ -55,7 +56,8 @@ def embed_files(
     Parameters
     ----------
     inputs
-        Files .jsonl, .csv, .parquet, .tar (webdataset) and images, or folders of such, which are searched below, too.
+        Files .jsonl, .csv, .tsv, .parquet, .tar (webdataset) and images, or folders of such, which are searched below,
+        too: without side files (hidden ones, @eaDir, __MACOSX) and links to folders, every file once.
     output
         A folder, new or of an earlier run; with Ray, one that all machines share, as the input.
     url, client_options
@@ -96,7 +98,8 @@ def embed_files(
     """
     require("pyarrow", "bulk")  # before anything is embedded
     paths = [inputs] if isinstance(inputs, str | Path) else inputs
-    source, output = Input([Path(path) for path in paths]), Path(os.path.abspath(output))  # noqa: PTH100
+    source = Input([local_path(path, "input") for path in paths])
+    output = Path(os.path.abspath(local_path(output, "output")))  # noqa: PTH100
     _check_arguments(
         source,
         output,
@@ -157,7 +160,7 @@ def _check_arguments(
     if instruction is not None and not isinstance(instruction, str):
         raise InvalidInputError(f"instruction is {instruction!r}. Pass a str, or leave it out for the model's default.")
     for path in source.paths:
-        if path.is_dir() and output.is_relative_to(path):
+        if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
             raise InvalidInputError(
                 f"output {str(output)!r} is inside the input {str(path)!r}. Pass a folder beside it."
             )

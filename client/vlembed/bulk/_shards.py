@@ -144,7 +144,8 @@ def _printable(text: str) -> str:
 
 
 def read_positions(output: Path, file: FileRecord) -> set[int]:
-    """Return the positions of the rows of a file."""
+    """Return the positions of the rows of a file, after its checksum."""
+    check_file(output, file["name"], file["sha256"])
     table = require("pyarrow.parquet", "bulk").read_table(output / file["name"], columns=["position"])
     return set(table["position"].to_pylist())
 

@@ -10,10 +10,10 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
-from glob import glob
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,6 +21,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from .._items import DATA_URI, IMAGE_PATH, URL, Item
+from .._paths import is_url
+from .._strict_json import parse_json
+from .._walk import expand
 from ..bulk._rows import item_metadata
 from ._root import InputError
 
@@ -90,7 +93,8 @@ def takes_items(command: Command) -> Command:
         multiple=True,
         metavar="PATTERN",
         shell_complete=complete_file,
-        help="An image file, or a glob in quotes (** crosses folders), whatever its suffix. Repeatable.",
+        help="An image file, or a glob in quotes (** crosses folders, and no links to folders), whatever its suffix. "
+        "Repeatable.",
     )
     @takes_input_format
     @wraps(command)
@@ -158,15 +162,21 @@ def find_images(pattern: str, cure: str = "") -> list[Entry]:
     Raises
     ------
     InputError
-        There is none, or one has a name that is not UTF-8.
+        There is none, it is a URL, or one has a name that is not UTF-8.
     """
-    matches = glob(pattern, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
-    paths = [pattern] if Path(pattern).is_file() else sorted(path for path in matches if Path(path).is_file())
+    if is_url(pattern):
+        raise InputError(f"{pattern[:60]!r} is a URL, and nothing is fetched. Download it, and give its path. {cure}")
+    left_out = Counter[str]()
+    paths = [pattern] if os.path.isfile(pattern) else expand(pattern, left_out)  # noqa: PTH113 (as above)
+    told = ", ".join(f"{count} {what}" for what, count in (+left_out).items())
     if not paths:
+        but = f", but {told}" if told else ""
         raise InputError(
-            f"{pattern!r} matches no file in {str(Path.cwd())!r}. Give the path of an image file, or a glob in quotes. "
-            + cure
+            f"{pattern[:60]!r} matches no file in {str(Path.cwd())!r}{but}. Give the path of an image file, or a glob "
+            f"in quotes. {cure}"
         )
+    if told:
+        click.echo(f"note: {told} left out of {pattern[:60]!r}", err=True)
     for path in paths:
         if path != path.encode(errors="replace").decode():
             raise InputError(f"the name of {path!r} is not UTF-8, and cannot be told in a result. Rename the file.")
@@ -189,13 +199,15 @@ def read_stdin(input_format: str) -> Iterator[Entry]:
             raise InputError(f"{source} is not UTF-8 ({error}). Convert it, for example with iconv.") from error
         if not text.strip():
             raise InputError(f'{source} is empty. Remove it; an empty text is {{"text": ""}} in --input-format jsonl.')
+        if "\0" in text:
+            raise InputError(f"{source} has a NUL byte, as UTF-16 has. Convert it, for example with iconv.")
         yield Entry(source, Item(text=text)) if input_format == "text" else _read_object(source, text)
 
 
 def _read_object(source: str, line: str) -> Entry:
     try:
-        fields = json.loads(line)
-        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # no NaN, and no half of a character
+        fields = parse_json(line)
+        json.dumps(fields, ensure_ascii=False).encode()  # no half of a character
     except (ValueError, RecursionError) as error:
         raise InputError(f"{source} is no JSON ({error}): {line[:60]!r}. Give an object a line.") from error
     if not isinstance(fields, dict) or not fields.keys() & {"text", "image"}:
@@ -205,6 +217,8 @@ def _read_object(source: str, line: str) -> Entry:
         if not isinstance(value, str | None) and not (name == "id" and type(value) is int):
             raise InputError(f"{source}: {name} is {json.dumps(value)[:60]}. Give a string, or leave it out.")
     text, image, instruction, given_id = own.values()
+    if image and is_url(image):
+        raise InputError(f"{source}: the image {image[:60]!r} is a URL, and nothing is fetched. Download it.")
     picture = (image.encode() if DATA_URI.fullmatch(image) else Path(image)) if image else None
     given_id = "" if given_id is None else str(given_id)
     return Entry(source, Item(text, picture, instruction), image=image or "", given_id=given_id, fields=fields)

@@ -13,9 +13,10 @@ from .._client import EmbeddingClient
 from .._retry import Retry
 from .._transport import TLS
 from ._inputs import Command, Decorator
+from ._local_path import LocalPath
 
 DEFAULT_URL = "grpc://127.0.0.1:8001"
-PEM = click.Path(path_type=Path)
+PEM = LocalPath()
 
 
 class Lines(click.types.StringParamType):

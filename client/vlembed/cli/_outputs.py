@@ -19,6 +19,7 @@ import numpy.typing as npt
 from .._extras import require
 from .._files import replacing
 from ._inputs import STDIN, Command, Decorator
+from ._local_path import LocalPath
 
 BINARY = ("npy", "parquet")
 BIDI_CONTROLS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # U+202A to 202E, U+2066 to 2069
@@ -95,7 +96,7 @@ def takes_output(*formats: str, to_file: bool = True) -> Decorator:
         "--output",
         "-o",
         "path",
-        type=click.Path(path_type=Path),
+        type=LocalPath(),
         metavar="FILE",
         help="Overwritten if it is there. Default, and -: standard output.",
     )
@@ -175,7 +176,9 @@ def to_pairs(values: Mapping[str, object]) -> str:
 
 
 def _told(value: object) -> str:
-    return ", ".join(f"{own} {name}" for name, own in value.items()) if isinstance(value, Mapping) else str(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{own} {name}" for name, own in value.items()) or "none"
+    return "not checked" if value is None else str(value)
 
 
 def _cell(value: str | float) -> tuple[str | float, str]:

@@ -15,8 +15,8 @@ import click
 from .._client import EmbeddingClient
 from .._exceptions import InvalidInputError
 from .._index import Index
-from .._items import URL
 from .._milvus_store import KINDS
+from .._paths import is_url
 from .._store import HNSW_OPTIONS, choose
 from ._inputs import Command, complete_file
 from ._root import InputError
@@ -126,7 +126,9 @@ def takes_place(command: Command) -> Command:
     @wraps(command)
     def wrapped(*args: Any, index: str, milvus_token: str, **kwargs: Any) -> Any:
         parts = MILVUS.fullmatch(index)
-        if (index.startswith("milvus+") or URL.fullmatch(index)) and not parts:
+        if parts and index.startswith("milvus+file:") and is_url(parts["uri"]):
+            parts = None
+        if (index.startswith("milvus+") or is_url(index)) and not parts:
             raise click.UsageError(
                 f"INDEX is {index!r}. Give the name of a file, milvus+http://host:19530/COLLECTION, or "
                 "milvus+file:PATH.db/COLLECTION, whose file ends in .db."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +13,7 @@ import click
 from ..bulk import Columns, embed_files, verify
 from ..bulk._output import read_failures
 from ..bulk._run import SHARD_SIZE, Dtype, Engine
+from ._local_path import LocalPath
 from ._options import ITEM_OPTIONS, takes_embed_options, takes_server
 from ._outputs import Output, takes_output, to_json, to_pairs
 from ._root import INCOMPLETE, print_errors
@@ -45,7 +46,7 @@ def _check_paths(paths: Sequence[Path]) -> Sequence[Path]:
 
 
 @click.command()
-@click.argument("paths", nargs=-1, metavar="INPUT... OUTPUT", type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, metavar="INPUT... OUTPUT", type=LocalPath())
 @click.option(
     "--column",
     "columns",
@@ -96,9 +97,10 @@ def bulk(
 ) -> int:
     """Embed every row of files into Parquet files in the folder OUTPUT.
 
-    An INPUT is a .jsonl, .csv, .parquet or .tar (webdataset) file, an image, or a folder of such. The same command
-    again goes on with a run that ended early. Rows that cannot be embedded are in OUTPUT/errors with the reason, and
-    make the exit status 3.
+    An INPUT is a .jsonl, .csv, .tsv, .parquet or .tar (webdataset) file, an image, or a folder of such. Side files in
+    folders (hidden ones, @eaDir, __MACOSX) and links to folders are left out and counted. The same command again goes
+    on with a run that ended early. Rows that cannot be embedded are in OUTPUT/errors with the reason, and make the exit
+    status 3.
 
     \b
       vlembed bulk products.jsonl photos/ vectors/
@@ -127,7 +129,8 @@ def bulk(
     except KeyboardInterrupt:
         click.echo("note: the same command goes on with this run", err=True)
         raise
-    report = verify(folder) if is_verified else report
+    if is_verified:
+        report = replace(verify(folder), ignored=report.ignored)
     if report.num_errors:
         failures = read_failures(folder, NUM_FAILURES)
         print_errors([f"{failure['place']}: {failure['message']}" for failure in failures])

@@ -18,6 +18,7 @@ from .._index import Index
 from .._result import Embeddings
 from ..bulk._output import fill, verify_ids
 from ._inputs import Command, Entry, read_stdin, takes_items
+from ._local_path import LocalPath
 from ._options import EMBED_OPTIONS, ITEM_OPTIONS, takes_client, takes_embed_options
 from ._outputs import Output, require_apart, takes_output, to_json, to_pairs
 from ._places import Place, takes_place
@@ -186,7 +187,7 @@ def _save(index: Index, place: Place, num_rows: int) -> None:
 
 @index.command()
 @takes_place
-@click.argument("output", metavar="OUTPUT", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("output", metavar="OUTPUT", type=LocalPath(exists=True, file_okay=False))
 @takes_design
 def load_from_bulk(place: Place, output: Path, design: Mapping[str, Any]) -> None:
     """Fill an index with the vectors of `vlembed bulk`; no server is needed.

@@ -13,6 +13,7 @@ from .._client import EmbeddingClient
 from .._store import Match
 from ._conditions import parse_conditions
 from ._inputs import Entry, is_named_as_image, refuse_metadata, takes_items
+from ._local_path import LocalPath
 from ._options import ITEM_OPTIONS, takes_client, takes_embed_options
 from ._outputs import Output, require_apart, takes_output, to_json, to_table, to_text, write_file
 from ._places import Place, takes_place
@@ -38,14 +39,14 @@ Result = tuple[Entry, Sequence[Match]]
 )
 @click.option(
     "--report",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=LocalPath(dir_okay=False),
     metavar="FILE.html",
     help="Write a page with the pictures that were found and their scores, too. It is one file; one that is there is "
     "overwritten.",
 )
 @click.option(
     "--pictures",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=LocalPath(file_okay=False, exists=True),
     default=".",
     metavar="FOLDER",
     help="Where the relative paths of pictures begin, for --report. Default: this folder.",

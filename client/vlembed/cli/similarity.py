@@ -11,6 +11,7 @@ import click
 import numpy as np
 
 from .._client import EmbeddingClient
+from .._paths import local_path
 from .._result import Embeddings
 from .._similarity import Metric
 from .._similarity import similarity as compare
@@ -106,8 +107,9 @@ def _vectors(
 
 
 def _load(path: str) -> Vectors:
+    file = local_path(path, "an ITEM")
     try:
-        vectors: Vectors = np.load(path, allow_pickle=False)
+        vectors: Vectors = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path!r} is no .npy file that can be read ({error}).") from error
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ import pytest
 from tests.client.bulk.conftest import Run, read_folder
 from tests.client.conftest import INFO
 from tests.client.indexes import MakeIndex
-from vlembed import InvalidInputError, OutputError
+from vlembed import Index, InvalidInputError, OutputError, VlembedError
 from vlembed.bulk import load_into, read_blocks, verify
+from vlembed.bulk._manifest import read_manifest
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -80,9 +83,9 @@ def test_damaged_files_are_told(run: Run, texts: Path, output: Path, folder: str
         file.unlink()
     with pytest.raises(OutputError, match=rf"{folder}/{file.name}' is damaged .*Restore it, or embed"):
         verify(output)
-    if folder == "shards":
-        with pytest.raises(OutputError, match=rf"{file.name}' is damaged"):
-            list(read_blocks(output))
+    uses = {"shards": lambda: list(read_blocks(output)), "errors": lambda: run(texts, retry_errors=True)}
+    with pytest.raises(OutputError, match=rf"{file.name}' is damaged"):
+        uses[folder]()
 
 
 def test_a_damaged_list_of_files_is_told(run: Run, texts: Path, output: Path) -> None:
@@ -93,24 +96,97 @@ def test_a_damaged_list_of_files_is_told(run: Run, texts: Path, output: Path) ->
             use(output)
 
 
-@pytest.mark.parametrize("line", [0, 2])
-@pytest.mark.parametrize("damage", ["", "[1]", "\xff"])
-def test_a_damaged_manifest_is_told(run: Run, texts: Path, output: Path, line: int, damage: str) -> None:
-    run(texts)
-    lines = (output / "manifest.jsonl").read_text().splitlines(keepends=True)
-    lines[line] = damage + lines[line][5:]
-    (output / "manifest.jsonl").write_text("".join(lines), encoding="latin-1")
-    for use in (verify, lambda output: run(texts)):
-        with pytest.raises(OutputError, match=rf"line {line + 1} of .*manifest\.jsonl' is damaged"):
+def lines_of(output: Path) -> list[bytes]:
+    return (output / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+
+
+def refuse(run: Run, texts: Path, output: Path, index: Index, error: type[VlembedError], told: str) -> None:
+    """Hold that nothing which reads the manifest accepts it, and that the next run changes nothing."""
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    uses = [verify, lambda output: next(read_blocks(output)), lambda output: load_into(index, output)]
+    for use in [*uses, lambda _: run(texts), lambda _: run(texts, retry_errors=True)]:
+        with pytest.raises(error, match=told):
             use(output)
+    assert len(index) == 0
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_bit_of_the_manifest(run: Run, texts: Path, output: Path, make_index: MakeIndex, seed: int) -> None:
+    """The last line break alone may be lost: then the last line is torn, and its shard is embedded again."""
+    report = run(texts)
+    data = (output / "manifest.jsonl").read_bytes()
+    index = make_index("flat", dimensions=8, fingerprint=INFO["fingerprint"])
+    for bit in random.Random(seed).sample(range(8 * (len(data) - 1)), 100):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        (output / "manifest.jsonl").write_bytes(damaged)
+        refuse(
+            run, texts, output, index, OutputError, r"manifest\.jsonl' is damaged: .*Restore the file from a copy, or"
+        )
+    (output / "manifest.jsonl").write_bytes(data[:-1] + b"\x0b")
+    with pytest.raises(OutputError, match="only 3 of 4 shards"):
+        verify(output)
+    assert run(texts) == report
+    assert verify(output).num_embedded == report.num_embedded
+
+
+@pytest.mark.parametrize("line", [0, 4])
+def test_every_bit_of_a_line_of_the_manifest(run: Run, texts: Path, output: Path, line: int) -> None:
+    run(texts)
+    lines = lines_of(output)
+    start = sum(map(len, lines[:line]))
+    data = bytearray(b"".join(lines))
+    for bit in range(8 * start, 8 * (start + len(lines[line]) - 1)):
+        data[bit // 8] ^= 1 << bit % 8
+        (output / "manifest.jsonl").write_bytes(data)
+        with pytest.raises(OutputError, match=rf"line {line + 1} of .*manifest\.jsonl' is damaged"):
+            read_manifest(output)
+        data[bit // 8] ^= 1 << bit % 8
+
+
+DAMAGES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
+    "empty": lambda lines: [],
+    "only a torn line": lambda lines: [lines[0][:-1]],
+    "without its first line": lambda lines: lines[1:],
+    "without a line within": lambda lines: [*lines[:2], *lines[3:]],
+    "a line twice": lambda lines: [*lines[:3], *lines[2:]],
+    "the last line twice": lambda lines: [*lines, lines[-1]],
+    "in another order": lambda lines: [lines[0], *reversed(lines[1:])],
+    "a blank line": lambda lines: [*lines[:2], b"\n", *lines[2:]],
+    "a line of another output": lambda lines: [*lines[:-1], lines[-1].replace(b'"shard": 3', b'"shard": 2')],
+    "other line breaks": lambda lines: [line.replace(b"\n", b"\r\n") for line in lines],
+    "a line break lost": lambda lines: [*lines[:2], lines[2][:-1], *lines[3:]],
+    "zeros at its end": lambda lines: [*lines, b"\0" * 4096 + b"\n"],
+    "a key twice": lambda lines: [lines[0][:-2] + b', "rows": 30}\n', *lines[1:]],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_manifest_is_told(run: Run, texts: Path, output: Path, make_index: MakeIndex, damage: str) -> None:
+    run(texts)
+    (output / "manifest.jsonl").write_bytes(b"".join(DAMAGES[damage](lines_of(output))))
+    index = make_index("flat", dimensions=8, fingerprint=INFO["fingerprint"])
+    refuse(run, texts, output, index, OutputError, r"manifest\.jsonl' is damaged: .*Restore the file from a copy, or")
+
+
+def test_lines_that_are_lost_from_the_end_are_embedded_again(run: Run, texts: Path, output: Path) -> None:
+    report = run(texts)
+    lines = lines_of(output)
+    for num_left in range(1, len(lines)):
+        (output / "manifest.jsonl").write_bytes(b"".join(lines[:num_left]) + b'{"shard": 3, "fil')
+        with pytest.raises(
+            OutputError, match=f"only {num_left - 1} of 4 shards .* Run the command that began it again"
+        ):
+            verify(output)
+        assert run(texts) == report
+        assert verify(output).num_embedded == report.num_embedded
 
 
 def test_a_manifest_that_names_a_row_twice(run: Run, texts: Path, output: Path) -> None:
     run(texts)
-    lines = (output / "manifest.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines[1:]]
-    records[1]["files"] = records[0]["files"]
-    (output / "manifest.jsonl").write_text("\n".join([lines[0], *map(json.dumps, records)]) + "\n")
+    manifest = read_manifest(output)
+    manifest.append({**manifest.records[1], "files": manifest.records[0]["files"]})
     with pytest.raises(OutputError, match=r"has \d+ rows \(\d+ different ones\) of 35 of the input"):
         verify(output)
 
@@ -121,9 +197,16 @@ def test_what_is_no_output(tmp_path: Path) -> None:
             use(tmp_path)
 
 
-def test_an_output_of_a_newer_release(run: Run, texts: Path, output: Path) -> None:
-    run(texts)
-    text = (output / "manifest.jsonl").read_text()
-    (output / "manifest.jsonl").write_text(text.replace('"format": 1', '"format": 2'))
-    with pytest.raises(InvalidInputError, match="has format 2; this release reads 1"):
-        verify(output)
+@pytest.mark.parametrize("version", [1, 3])
+def test_an_output_of_another_release(
+    run: Run, texts: Path, output: Path, make_index: MakeIndex, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("vlembed.bulk._manifest.FORMAT", version)
+        run(texts)
+    if version == 1:  # which had no checksums
+        lines = [{name: own for name, own in json.loads(line).items() if name != "check"} for line in lines_of(output)]
+        (output / "manifest.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    index = make_index("flat", dimensions=8, fingerprint=INFO["fingerprint"])
+    told = f"has format {version}; this release reads 2. Use the release that wrote it, or embed the input into another"
+    refuse(run, texts, output, index, InvalidInputError, told)

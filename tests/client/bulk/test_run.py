@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import sys
-from datetime import date
+from datetime import date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,92 @@ def test_a_folder_of_images(run: Run, tmp_path: Path, output: Path) -> None:
     report = run(photos)
     assert [row["id"] for row in read_folder(output / "shards")] == ["b.png", "a/1.png", "a/2.JPG", "a/б.webp"]
     assert [(row["id"], row["code"]) for row in read_folder(output / "errors")] == [("empty.gif", "IMAGE_EMPTY")]
-    assert report.ignored == {".txt": 1, ".DS_Store": 1, "links to folders": 1}
+    assert report.ignored == {".txt": 1, "side files": 1, "links to folders": 1}
+
+
+def test_side_files_are_counted_each_time(run: Run, tmp_path: Path, output: Path) -> None:
+    photos = tmp_path / "photos"
+    side = [".hidden.png", "._a.png", ".thumbnails/a.png", "@eaDir/a.png/s.jpg", "__MACOSX/._a.png", "sub/Thumbs.db"]
+    for name in ["a.png", "sub/b.png", *side]:
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes(PNG)
+    (photos / "loop").symlink_to(".")
+    (photos / "again.png").symlink_to("a.png")
+    for _ in range(2):
+        report = run(photos)
+        assert (report.num_rows, report.num_embedded) == (2, 2)
+        assert report.ignored == {"side files": 6, "links to folders": 1, "links to files that are there": 1}
+    assert [row["id"] for row in read_folder(output / "shards")] == ["a.png", "sub/b.png"]
+    assert verify(output).ignored is None
+    report = run([photos / ".hidden.png", photos / "again.png", photos / ".thumbnails"], output=tmp_path / "named")
+    assert (report.num_embedded, report.ignored) == (3, {})
+
+
+def test_side_files_of_tables_and_tars(run: Run, tmp_path: Path, output: Path) -> None:
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    write_tar(rows / "a.tar", {"._1.jpg": b"\0\5", "1.jpg": PNG, "._1.txt": b"\0\5", "1.txt": b"one", "._2.txt": b"\0"})
+    (rows / "._a.tar").write_bytes(b"\0\5\x16\7")
+    for _ in range(2):
+        assert run(rows).ignored == {"side files": 4}
+    (row,) = read_folder(output / "shards")
+    assert (row["id"], row["embedding"]) == ("a.tar:1", vector(b"one", PNG).tolist())
+    assert verify(output).num_embedded == 1
+
+
+def test_a_link_leads_to_a_file_once_over_all_inputs(run: Run, tmp_path: Path, output: Path) -> None:
+    """As in a cache of files under the names of their content."""
+    for name in ("blobs/1.png", "blobs/2.png", "real/r.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(PNG)
+    for link, target in (("a/x.png", "blobs/1.png"), ("b/y.png", "blobs/1.png"), ("b/z.png", "real/r.png")):
+        (tmp_path / link).parent.mkdir(exist_ok=True)
+        (tmp_path / link).symlink_to(tmp_path / target)
+    report = run([tmp_path / "a", tmp_path / "b", tmp_path / "real"])
+    assert report.ignored == {"links to files that are there": 2}
+    assert [row["id"] for row in read_folder(output / "shards")] == ["a/x.png", "real/r.png"]
+
+
+def test_one_folder_by_two_names(run: Run, tmp_path: Path, output: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.png").write_bytes(PNG)
+    (tmp_path / "link").symlink_to(photos)
+    with pytest.raises(InvalidInputError, match="is inside the input"):
+        run([photos, tmp_path / "link"])
+    with pytest.raises(InvalidInputError, match="is inside the input"):
+        run(photos, output=tmp_path / "link/out")
+    assert run(tmp_path / "link").num_embedded == 1
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_quote_that_is_never_closed_is_no_smaller_input(
+    run: Run, tmp_path: Path, output: Path, memory: MemoryTransport, suffix: str
+) -> None:
+    separator = "\t" if suffix == ".tsv" else ","
+    lines = [f"{number}{separator}text {number}" for number in range(100)]
+    lines[5] = f'5{separator}"text 5'
+    (tmp_path / f"rows{suffix}").write_text("\n".join([f"id{separator}text", *lines]))
+    for _ in range(2):
+        with pytest.raises(
+            InvalidInputError, match=rf"rows{suffix}' cannot be read \(line 7 opens a quote that is never"
+        ):
+            run(tmp_path / f"rows{suffix}")
+    assert not memory.requests
+    with pytest.raises(InvalidInputError, match="is no output of a bulk run"):
+        verify(output)
+    lines[5] = f"5{separator}text 5"
+    (tmp_path / f"rows{suffix}").write_text("\n".join([f"id{separator}text", *lines]))
+    assert run(tmp_path / f"rows{suffix}").num_embedded == 100
+    assert [row["id"] for row in read_folder(output / "shards")] == list(map(str, range(100)))
+
+
+def test_what_was_not_checked_is_not_told_as_none(run: Run, texts: Path, output: Path) -> None:
+    report = run(texts)
+    assert report.duplicate_ids is None
+    assert verify(output).duplicate_ids == {}
+    assert run(texts).duplicate_ids is None
+    assert run(texts, retry_errors=True).duplicate_ids is None
 
 
 def test_rows_of_several_files_share_shards(run: Run, tmp_path: Path, output: Path) -> None:
@@ -147,6 +233,40 @@ def test_samples_of_webdataset(run: Run, tmp_path: Path, output: Path) -> None:
     assert (two["id"], two["embedding"]) == ("rows.tar:2", vector(b"two").tolist())
     (error,) = read_folder(output / "errors")
     assert (error["id"], error["place"], error["code"]) == ("rows.tar:3", "rows.tar:3", "ITEM_EMPTY")
+
+
+@pytest.mark.parametrize("value", [float("inf"), [1.0, float("-inf")], {"deep": float("inf")}])
+def test_metadata_without_a_form_in_json_are_named_by_their_field(
+    run: Run, tmp_path: Path, output: Path, value: Any
+) -> None:
+    pq.write_table(pa.table({"text": ["a", "b"], "score": [value, None]}), tmp_path / "rows.parquet")
+    run(tmp_path / "rows.parquet")
+    assert [row["position"] for row in read_folder(output / "shards")] == [1]
+    (error,) = read_folder(output / "errors")
+    assert error["code"] == "METADATA_WRONG"
+    assert "the field 'score' is no metadata: " in error["message"]
+
+
+def test_metadata_that_files_alone_have(run: Run, tmp_path: Path, output: Path) -> None:
+    fields = {
+        "nan": [1.5, float("nan")],
+        "price": [Decimal("1.50"), Decimal("-0.01")],
+        "took": [timedelta(seconds=90), timedelta(microseconds=-1)],
+        "when": [datetime(2026, 1, 2, 3, 4), datetime(2026, 1, 2, 3, 4, 5, 6)],
+        "raw": [b"x", None],
+    }
+    pq.write_table(pa.table({"text": ["a", "b"], **fields}), tmp_path / "rows.parquet")
+    run(tmp_path / "rows.parquet")
+    first, second = (json.loads(row["metadata"]) for row in read_folder(output / "shards"))
+    assert first == {"text": "a", "nan": 1.5, "price": "1.50", "took": "PT90S", "when": "2026-01-02T03:04:00"}
+    assert second == {
+        "text": "b",
+        "nan": None,
+        "price": "-0.01",
+        "took": "-PT0.000001S",
+        "when": "2026-01-02T03:04:05.000006",
+        "raw": None,
+    }
 
 
 def test_metadata_that_is_nested_too_deeply(run: Run, tmp_path: Path, output: Path) -> None:

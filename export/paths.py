@@ -1,0 +1,19 @@
+"""Arguments that name files and folders of this machine."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+SCHEME = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def local_path(value: str) -> Path:
+    """Parse a path; a URL is refused, which would otherwise become a folder of that name."""
+    if SCHEME.match(value):
+        raise argparse.ArgumentTypeError(
+            f"{value[:80]!r} is a URL, and only files of this machine are read and written. Mount that storage, or "
+            "copy from or to it with its own tools, and pass a path"
+        )
+    return Path(value)

@@ -12,10 +12,11 @@ Letters: n items, L tokens or patches of an item, T tokens of a batch, V visual 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,73 +24,54 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
-from transformers import Qwen3VLConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+from PIL import Image
+from transformers import Qwen3VLForConditionalGeneration
 
-from demo.untrained import text_config, vision_config
-from export.language_model import LanguageModel
-from export.to_onnx import example_language_inputs, example_vision_inputs, to_onnx
-from export.variants import VARIANTS
-from export.vision_encoder import VisionEncoder
+from demo.untrained import text_config, train_tokenizer, vision_config, write_untrained
+from export.__main__ import export
+from server.launch import TritonServer
 from server.paths import local_path
+from vlembed import EmbeddingClient
 
 from .report import report
 
-TEXT = text_config(2048, 28, 16, 8, 128, 6144, (24, 20, 20), vocab_size=151936)
-VISION = vision_config(1024, 24, 16, 4096, 2048, (5, 11, 17))
+ARCHITECTURE = {
+    "text_config": text_config(2048, 28, 16, 8, 128, 6144, (24, 20, 20), vocab_size=151936),
+    "vision_config": vision_config(1024, 24, 16, 4096, 2048, (5, 11, 17)),
+    "tie_word_embeddings": True,
+}
 PEAK_TFLOPS = 989.5  # dense bfloat16 of an H100 or H200 SXM
 TEXT_LENGTHS = (32, 128, 512, 2048)
 IMAGE_SIDES_PX = (224, 512, 1024)
-BATCH_TOKENS = (2048, 8192, 32768)  # tokens or patches of a batch, about
+BATCH_TOKENS = (2048, 32768)  # tokens or patches of a batch, about
 PROMPT_TOKENS = 16  # of an image's template
 MIN_COSINE = 0.999
 
 Array = npt.NDArray[Any]
 
 
-def random_model(dtype: torch.dtype) -> Qwen3VLModel:
-    """Return the 2B's architecture with weights that depend on nothing but the seed, on the GPU."""
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device("cuda"):
-            config = Qwen3VLConfig(text_config=TEXT, vision_config=VISION, tie_word_embeddings=True)
-            config._attn_implementation = "sdpa"
-            model = Qwen3VLModel(config)
-    finally:
-        torch.set_default_dtype(before)
-    return (model if dtype == torch.bfloat16 else model.to(dtype)).eval()  # .to would round inverse frequencies, too
+def prepare(folder: Path) -> tuple[Path, Path]:
+    """Return a checkpoint of the 2B's architecture with random weights, and its exported repository."""
+    checkpoint, repository = folder / "random-2b", folder / "repository"
+    if not checkpoint.exists():
+        tokenizer = train_tokenizer(map(str, range(1000)), vocab_size=600)
+        write_untrained(checkpoint, ARCHITECTURE, tokenizer, dtype=torch.bfloat16)
+    if not repository.exists():
+        export(str(checkpoint), repository, variants=["cuda"])
+    return checkpoint, repository
 
 
-def export_towers(folder: Path, towers: list[str]) -> None:
-    """Write the CUDA graphs of the random model."""
-    model = random_model(torch.float32).cpu()
-    torch.cuda.empty_cache()
-    folder.mkdir(parents=True, exist_ok=True)
-    for tower in towers:
-        started = time.monotonic()
-        module: torch.nn.Module
-        if tower == "vision_encoder":
-            module, inputs, output = (
-                VisionEncoder(model.visual, VARIANTS["cuda"].operators),
-                example_vision_inputs(),
-                "image_embeds",
-            )
-        else:
-            num_deepstack = len(model.config.vision_config.deepstack_visual_indexes)
-            hidden_size = model.config.text_config.hidden_size
-            module = LanguageModel(
-                model.language_model, model.config.image_token_id, num_deepstack, VARIANTS["cuda"].operators
-            )
-            inputs = example_language_inputs(
-                model.config.text_config.vocab_size, model.config.image_token_id, (1 + num_deepstack) * hidden_size
-            )
-            output = "pooled"
-        for parameter in module.parameters():
-            parameter.data = parameter.data.to(torch.bfloat16)
-        to_onnx(module, inputs, output, folder / f"{tower}.onnx", VARIANTS["cuda"])
-        (folder / f"{tower}.done").write_text(f"{time.monotonic() - started:.1f}")
+def load(checkpoint: Path, dtype: torch.dtype) -> Any:
+    """Load transformers' model onto the GPU."""
+    whole = Qwen3VLForConditionalGeneration.from_pretrained(
+        checkpoint,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        device_map="cuda",
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    return whole.model.eval()
 
 
 class GpuTower:
@@ -149,7 +131,7 @@ def image_request(n: int, side: int, generator: np.random.Generator) -> dict[str
     }
 
 
-def image_prompts(n: int, side: int, model: Qwen3VLModel, generator: np.random.Generator) -> tuple[Any, Any, Any, Any]:
+def image_prompts(n: int, side: int, model: Any, generator: np.random.Generator) -> tuple[Any, Any, Any, Any]:
     """Return ids (n, L), token types, positions (3, n, L) and grids of n prompts with an image each."""
     num_visual = side * side // 4
     ids = generator.integers(0, 1000, (n, PROMPT_TOKENS + num_visual))
@@ -178,10 +160,11 @@ def median_s(work: Callable[[], Any], seconds: float = 0.6) -> float:
 def cosines(ours: Array, theirs: Array) -> Array:
     """Return the cosine of each row."""
     ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
-    return (ours * theirs).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(theirs, axis=-1)
+    norms = np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1)
+    return np.asarray((ours * theirs).sum(-1) / norms)
 
 
-def half_noise(model: Qwen3VLModel, half: Qwen3VLModel) -> float:
+def half_noise(model: Any, half: Any) -> float:
     """Return the cosine of transformers in bfloat16 to transformers in float32: what the precision costs by itself."""
     generator = np.random.default_rng(0)
     found = []
@@ -193,7 +176,7 @@ def half_noise(model: Qwen3VLModel, half: Qwen3VLModel) -> float:
     return float(min(found))
 
 
-def agreement(model: Qwen3VLModel, vision: GpuTower, language: GpuTower) -> dict[str, float]:
+def agreement(model: Any, vision: GpuTower, language: GpuTower) -> dict[str, float]:
     """Compare items of many sizes, in one batch and alone, with transformers in float32; and the guard."""
     generator = np.random.default_rng(0)
     ids = [generator.integers(0, 150_000, n) for n in (1, 2, 31, 97, 128, 129, 255, 256, 257, 1000, 4000)]
@@ -276,7 +259,7 @@ def vision_flops(num_patches: int) -> float:
     return num_patches * (24 * (2 * block + 4 * num_patches * 1024) + 2 * 1536 * 1024) + 2 * mergers
 
 
-def measure_texts(model: Qwen3VLModel, language: GpuTower) -> dict[str, float]:
+def measure_texts(model: Any, language: GpuTower) -> dict[str, float]:
     """Return texts per second of both, and the share of the card's peak."""
     generator = np.random.default_rng(1)
     found = {}
@@ -305,7 +288,7 @@ def measure_texts(model: Qwen3VLModel, language: GpuTower) -> dict[str, float]:
     return found
 
 
-def measure_images(model: Qwen3VLModel, vision: GpuTower, language: GpuTower) -> dict[str, float]:
+def measure_images(model: Any, vision: GpuTower, language: GpuTower) -> dict[str, float]:
     """Return images per second through both towers."""
     generator = np.random.default_rng(2)
     found = {}
@@ -324,8 +307,7 @@ def measure_images(model: Qwen3VLModel, vision: GpuTower, language: GpuTower) ->
                     model.rope_deltas = None
                     model(input_ids=input_ids, pixel_values=values, image_grid_thw=grid, mm_token_type_ids=types)
 
-            vision_s = median_s(lambda feed=feed: vision.run(feed))
-            language_s = median_s(lambda feed=language_feed: language.run(feed))
+            vision_s, language_s = median_s(partial(vision.run, feed)), median_s(partial(language.run, language_feed))
             theirs_s = median_s(theirs)
             ours_s = vision_s + language_s
             operations = n * (vision_flops(side**2) + text_flops(input_ids.shape[1]))
@@ -341,32 +323,37 @@ def measure_images(model: Qwen3VLModel, vision: GpuTower, language: GpuTower) ->
     return found
 
 
-def measure_latency(model: Qwen3VLModel, vision: GpuTower, language: GpuTower) -> dict[str, float]:
+def measure_latency(model: Any, vision: GpuTower, language: GpuTower) -> dict[str, float]:
     """Return p50 and p99 of single requests, in ms."""
     generator = np.random.default_rng(3)
     text = with_offsets([text_request([generator.integers(0, 150_000, 32)], model.config)])
     image = with_offsets([image_request(1, 32, generator)])
-    found = {}
-    for what, work in (
-        ("a text of 32 tokens", lambda: language.run(text).numpy()),
-        ("an image of 512 px, vision tower", lambda: vision.run(image)),
-    ):
-        for _ in range(20):
-            work()
-        taken = []
-        for _ in range(200):
-            started = time.perf_counter()
-            work()
-            taken.append((time.perf_counter() - started) * 1e3)
-        found[f"{what}, p50 ms"], found[f"{what}, p99 ms"] = (float(np.percentile(taken, q)) for q in (50, 99))
+    works: dict[str, Callable[[], Any]] = {
+        "a text of 32 tokens": lambda: language.run(text).numpy(),
+        "an image of 512 px, vision tower": partial(vision.run, image),
+    }
+    found: dict[str, float] = {}
+    for what, work in works.items():
+        found |= latencies(what, work)
     return found
+
+
+def latencies(what: str, work: Callable[[], Any]) -> dict[str, float]:
+    """Return p50 and p99 of 200 runs in a row, in ms."""
+    taken = []
+    for _ in range(220):
+        started = time.perf_counter()
+        work()
+        taken.append((time.perf_counter() - started) * 1e3)
+    return {f"{what}, p{q} ms": float(np.percentile(taken[20:], q)) for q in (50, 99)}
 
 
 def profile(work: Callable[[], Any]) -> list[str]:
     """Return the kernels that take most of the work's GPU time."""
     work()
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
+    profiler: Any = torch.profiler
+    with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as recorded:
         work()
         torch.cuda.synchronize()
     rows = sorted(recorded.key_averages(), key=lambda event: -event.device_time_total)
@@ -377,36 +364,61 @@ def profile(work: Callable[[], Any]) -> list[str]:
     ]
 
 
+def measure_served(repository: Path) -> dict[str, float]:
+    """Return rates of a client on a real server on this machine, preprocessing and every copy included."""
+    texts = {words: [f"{i} " + "seven " * words for i in range(64 * 32)] for words in (8, 150)}
+    generator = np.random.default_rng(5)
+    images = [Image.fromarray(generator.integers(0, 256, (512, 512, 3), np.uint8)) for _ in range(64)]
+    found: dict[str, float] = {}
+    with TritonServer(repository, model_config_name="cuda") as server, EmbeddingClient(server.grpc_url) as client:
+        workloads: dict[str, list[Any]] = {f"texts of {words} words": texts[words] for words in texts}
+        for what, items in (workloads | {"images of 512 px": images}).items():
+            client.embed(items)
+            started = time.perf_counter()
+            embeddings = client.embed(items)
+            rate = len(items) / (time.perf_counter() - started)
+            tokens = embeddings.text_tokens.mean() + embeddings.image_tokens.mean()
+            found[f"served, {what}, {tokens:.0f} tokens, items/s"] = rate
+        found |= latencies("served, a short query", partial(client.embed, "a short query of a few words"))
+    return found
+
+
+def measure_sentence_transformers(checkpoint: Path) -> dict[str, float]:
+    """Return texts per second of sentence-transformers in bfloat16, tokenising included."""
+    from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found] # not in the serving environment
+
+    model = SentenceTransformer(str(checkpoint), device="cuda", model_kwargs={"dtype": torch.bfloat16})
+    found = {}
+    for words in (8, 150):
+        texts = [f"{i} " + "seven " * words for i in range(64 * 32)]
+        model.encode(texts[:128], batch_size=128)
+        started = time.perf_counter()
+        model.encode(texts, batch_size=128)
+        found[f"sentence-transformers, texts of {words} words, texts/s"] = len(texts) / (time.perf_counter() - started)
+    return found
+
+
 def main() -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=local_path, required=True, help="where the graphs are made, some 5 GB")
-    parser.add_argument(
-        "--export", nargs="*", choices=["vision_encoder", "language_model"], help="make these graphs only"
-    )
+    parser.add_argument("--folder", type=local_path, required=True, help="where the 2B is made, some 9 GB")
     parser.add_argument("--profile", action="store_true", help="also show the kernels that take the time")
+    parser.add_argument("--served", action="store_true", help="also measure a client on a server")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("error: PyTorch sees no CUDA device. This benchmark needs an NVIDIA GPU.")
-    if arguments.export:
-        export_towers(arguments.folder, arguments.export)
-        return
-    missing = [t for t in ("vision_encoder", "language_model") if not (arguments.folder / f"{t}.done").is_file()]
-    export_towers(arguments.folder, missing)
-    started = time.monotonic()
+    checkpoint, repository = prepare(arguments.folder)
     free = torch.cuda.mem_get_info()[0]
-    vision = GpuTower(arguments.folder / "vision_encoder.onnx", "image_embeds")
-    language = GpuTower(arguments.folder / "language_model.onnx", "pooled")
-    print(f"{time.monotonic() - started:.1f} s to load both towers", flush=True)
+    vision = GpuTower(repository / "vision_encoder/1/cuda.onnx", "image_embeds")
+    language = GpuTower(repository / "language_model/1/cuda.onnx", "pooled")
     rows: dict[str, float] = {"GPU memory of both towers loaded, GB": (free - torch.cuda.mem_get_info()[0]) / 1e9}
-    model = random_model(torch.float32)
+    model, half = load(checkpoint, torch.float32), load(checkpoint, torch.bfloat16)
     agreed = agreement(model, vision, language)
-    half = random_model(torch.bfloat16)
     agreed["texts, transformers in bfloat16, cosine to float32, smallest"] = half_noise(model, half)
     for what, value in agreed.items():
         print(f"{what}: {value:.6f}", flush=True)
     if min(agreed.values()) < MIN_COSINE:
-        print(f"WARNING: a cosine is below {MIN_COSINE}", flush=True)
+        raise SystemExit(f"error: a cosine is below {MIN_COSINE}; speed does not matter then.")
     rows |= agreed
     model = half
     torch.cuda.empty_cache()
@@ -414,19 +426,29 @@ def main() -> None:
     rows |= measure_texts(model, language)
     rows |= measure_images(model, vision, language)
     if arguments.profile:
-        generator = np.random.default_rng(4)
-        texts = with_offsets([text_request(list(generator.integers(0, 150_000, (64, 512))), model.config)])
-        images = with_offsets([image_request(32, 32, generator)])
-        single = with_offsets([text_request([generator.integers(0, 150_000, 32)], model.config)])
-        for what, work in (
-            ("64 texts of 512 tokens", lambda: language.run(texts)),
-            ("32 images of 512 px", lambda: vision.run(images)),
-            ("one text of 32 tokens", lambda: language.run(single)),
-        ):
-            print(f"--- {what}", *profile(work), sep="\n", flush=True)
+        show_profiles(model, vision, language)
     card = torch.cuda.get_device_name()
+    del vision, language, model, half
+    torch.cuda.empty_cache()
+    with suppress(ImportError):
+        rows |= measure_sentence_transformers(checkpoint)
+    if arguments.served:
+        rows |= measure_served(repository)
     report("gpu", rows, card=card, torch=torch.__version__, onnxruntime=onnxruntime.__version__)
-    (arguments.folder / "gpu.json").write_text(json.dumps(rows, indent=2))
+
+
+def show_profiles(model: Any, vision: GpuTower, language: GpuTower) -> None:
+    """Print where the GPU's time goes."""
+    generator = np.random.default_rng(4)
+    texts = with_offsets([text_request(list(generator.integers(0, 150_000, (64, 512))), model.config)])
+    images = with_offsets([image_request(32, 32, generator)])
+    single = with_offsets([text_request([generator.integers(0, 150_000, 32)], model.config)])
+    for what, work in (
+        ("64 texts of 512 tokens", lambda: language.run(texts)),
+        ("32 images of 512 px", lambda: vision.run(images)),
+        ("one text of 32 tokens", lambda: language.run(single)),
+    ):
+        print(f"--- {what}", *profile(work), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def export(
         say("weights loaded")
         cases = reference_cases(checkpoint, model)
         say(f"transformers ran {len(cases)} cases")
-        report = {}
+        report: dict[str, float] = {}
         for variant in chosen:
             report |= export_towers(repository, checkpoint, model, cases, variant)
             say(f"{variant.name}: both towers exported in {variant.precision}")

@@ -8,7 +8,7 @@ queries per key, h head size.
 """
 
 # onnxscript writes tensor types as FLOAT[...], which is no type to mypy:
-# mypy: disable-error-code="type-arg, misc, no-any-return"
+# mypy: disable-error-code="type-arg, misc, no-any-return, operator"
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ Letters: T tokens or patches, A heads, h head size, D hidden size, I intermediat
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -102,9 +103,9 @@ class FusedOperators(Operators):
 
 
 def _symbolic(
-    name: str, inputs: list[torch.Tensor], attributes: dict[str, float | int], shape: torch.Size
+    name: str, inputs: list[torch.Tensor], attributes: Mapping[str, float | int], shape: torch.Size
 ) -> torch.Tensor:
-    return torch.onnx.ops.symbolic(name, inputs, attributes, dtype=inputs[0].dtype, shape=shape, version=1)
+    return torch.onnx.ops.symbolic(name, inputs, dict(attributes), dtype=inputs[0].dtype, shape=shape, version=1)
 
 
 def _add_norm(name: str, inputs: list[torch.Tensor], epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -146,7 +146,7 @@ def runs_here(variant: Variant) -> bool:
 
 def _has_cuda() -> bool:
     try:
-        return ctypes.CDLL("libcuda.so.1").cuInit(0) == 0
+        return bool(ctypes.CDLL("libcuda.so.1").cuInit(0) == 0)
     except OSError:
         return False
 

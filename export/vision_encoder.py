@@ -36,8 +36,8 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.operators = operators or Operators()
         config: Any = model.config
-        self.projections = nn.ModuleList(_thirds(block.attn.qkv) for block in model.blocks)
         self.blocks, self.merger, self.deepstack_mergers = model.blocks, model.merger, model.deepstack_merger_list
+        self.projections = nn.ModuleList(_thirds(block.attn.qkv) for block in self.blocks)
         self.deepstack_indexes = list(config.deepstack_visual_indexes)
         self.num_heads = config.num_heads
         self.side = model.num_grid_per_side  # of the square table of learned positions
@@ -161,7 +161,7 @@ def _thirds(projection: Any) -> nn.ModuleList:
     """Return the projections to queries, keys and values, so that their outputs need not be split."""
     thirds = nn.ModuleList()
     for weight, bias in zip(projection.weight.chunk(3), projection.bias.chunk(3), strict=True):
-        third = nn.Linear(*reversed(weight.shape), device="meta")
+        third = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
         third.weight, third.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
         thirds.append(third)
     return thirds

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from export.__main__ import export
 from export.checkpoint import Checkpoint, ExportError
 from export.repository import TEMPLATE
+from export.variants import VARIANTS
 from tests.conftest import ARCHITECTURES
 
 FILES = {
@@ -79,7 +81,7 @@ def test_nothing_but_a_repository_is_overwritten(checkpoint: Checkpoint, tmp_pat
 def test_a_graph_that_disagrees_is_not_placed(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.validate.MIN_COSINE", 1.1)
+    monkeypatch.setattr("export.__main__.VARIANTS", {"cpu": replace(VARIANTS["cpu"], min_cosine=1.1)})
     with pytest.raises(ExportError, match="cosine"):
         export(str(checkpoint.folder), tmp_path / "repository")
     assert not list(tmp_path.iterdir())

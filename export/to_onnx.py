@@ -9,6 +9,7 @@ import logging
 import warnings
 from pathlib import Path
 
+import onnx_ir as ir
 import torch
 from torch import nn
 
@@ -37,12 +38,52 @@ def to_onnx(
         )
     if program is None:  # cannot happen with dynamo=True; the type says so
         raise RuntimeError("torch.onnx.export returned no program.")
-    for node in program.model.graph:
-        if node.domain == "com.microsoft":
-            for output in node.outputs:
-                if not output.uses() and not output.is_graph_output():
-                    output.name = ""  # an optional output that the kernels give in training only
+    if variant.provider != "CPUExecutionProvider":
+        _drop_unused_outputs(program.model.graph)
+        _copy_sizes(program.model.graph)
     program.save(str(path), external_data=True)
+
+
+def _drop_unused_outputs(graph: ir.Graph) -> None:
+    """Leave out the optional outputs of fused operators, which their kernels give in training only."""
+    for node in graph:
+        for output in node.outputs:
+            if node.domain == "com.microsoft" and not output.uses() and not output.is_graph_output():
+                output.name = ""
+
+
+def _copy_sizes(graph: ir.Graph) -> None:
+    """Make sizes by operators that copy.
+
+    ONNX Runtime computes sizes on the CPU. Squeeze, Unsqueeze and Reshape only give a new view of a number there, and
+    with CUDA, 1.31 took its memory for the next size while a kernel had yet to read it: slices had wrong lengths.
+    """
+    one = ir.Value(
+        name="one_element", const_value=ir.tensor([1]), shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64)
+    )
+    for node in graph:
+        if node.op_type not in ("Squeeze", "Unsqueeze", "Reshape") or not _is_size(node.inputs[0], node.outputs[0]):
+            continue
+        if node.outputs[0].shape == ir.Shape(()):
+            node.resize_inputs(1)
+            node.op_type = "ReduceSum"
+            node.attributes.add(ir.AttrInt64("keepdims", 0))
+        else:
+            graph.initializers.add(one)
+            node.resize_inputs(2)
+            node.replace_input_with(1, one)
+            node.op_type = "Expand"
+            node.attributes.clear()
+
+
+def _is_size(*values: ir.Value | None) -> bool:
+    return all(
+        value is not None
+        and value.dtype == ir.DataType.INT64
+        and value.shape is not None
+        and value.shape.dims in ((), (1,))
+        for value in values
+    )
 
 
 def example_vision_inputs() -> dict[str, torch.Tensor]:

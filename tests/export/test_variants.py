@@ -60,6 +60,23 @@ def test_against_transformers_in_float32(size: str, checkpoint_of: Callable[[str
     assert operators["SimplifiedLayerNormalization"] == 2 * num_layers + 1, deepstack
 
 
+SIZES = {"Range": (0, 1, 2), "Slice": (1, 2), "ConstantOfShape": (0,), "Expand": (1,), "Reshape": (1,)}
+
+
+@pytest.mark.parametrize("tower", ["vision_encoder", "language_model"])
+def test_no_kernel_reads_a_view_of_a_size(tower: str, cuda_repository: Path) -> None:
+    graph = onnx.load(cuda_repository / tower / "1/cuda.onnx", load_external_data=False).graph
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    views = {"Squeeze", "Unsqueeze", "Reshape", "Identity"}
+    read = [
+        (node.name, place)
+        for node in graph.node
+        for place in SIZES.get(node.op_type, ())
+        if makers.get(node.input[place]) in views
+    ]
+    assert read == []
+
+
 @pytest.mark.parametrize("tower", ["vision_encoder", "language_model"])
 def test_graphs(tower: str, cuda_repository: Path) -> None:
     model = onnx.load(cuda_repository / tower / "1/cuda.onnx", load_external_data=False)

@@ -8,6 +8,7 @@ import json
 import resource
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,7 +24,9 @@ from .validate import reference_cases, validate
 from .vision_encoder import VisionEncoder
 
 
-def export(name: str, output: Path, *, precision: str = "fp32", overwrite: bool = False) -> dict[str, float]:
+def export(
+    name: str, output: Path, *, precision: str = "fp32", exif_orientation: bool = True, overwrite: bool = False
+) -> dict[str, float]:
     """Write a deployable model repository for a checkpoint, and only if it agrees with transformers.
 
     Parameters
@@ -34,6 +37,8 @@ def export(name: str, output: Path, *, precision: str = "fp32", overwrite: bool 
         The repository to write.
     precision
         Of weights and computation: "fp32".
+    exif_orientation
+        Turn pictures upright as EXIF says, instead of leaving them as they are stored.
     overwrite
         Replace `output` if it exists.
 
@@ -53,7 +58,7 @@ def export(name: str, output: Path, *, precision: str = "fp32", overwrite: bool 
         peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
         print(f"{time.monotonic() - started:6.1f} s  {peak_gib:5.2f} GiB peak  {what}", flush=True)
 
-    checkpoint = open_checkpoint(name)
+    checkpoint = replace(open_checkpoint(name), exif_orientation=exif_orientation)
     with new_repository(output, overwrite=overwrite) as repository:
         say(f"{checkpoint.name}: hidden size {checkpoint.hidden_size}, DeepStack of {checkpoint.num_deepstack}")
         write_small_files(repository, checkpoint, precision)
@@ -103,13 +108,23 @@ def main() -> int:
     parser.add_argument("--checkpoint", required=True, help="folder or hub id of a Qwen3-VL(-Embedding) checkpoint")
     parser.add_argument("--output", type=Path, required=True, help="model repository to write")
     parser.add_argument("--precision", choices=["fp32"], default="fp32", help="of weights and computation")
+    parser.add_argument(
+        "--exif-orientation",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="turn pictures upright as EXIF says; without it only TIFF is turned, as by the official script",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         report = export(
-            arguments.checkpoint, arguments.output, precision=arguments.precision, overwrite=arguments.overwrite
+            arguments.checkpoint,
+            arguments.output,
+            precision=arguments.precision,
+            exif_orientation=arguments.exif_orientation,
+            overwrite=arguments.overwrite,
         )
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -22,8 +22,8 @@ FILES = {
     "info/1/info.json", "info/1/model.py", "info/config.pbtxt",
     "language_model/1/model.onnx", "language_model/1/model.onnx.data", "language_model/config.pbtxt",
     "pooling/1/model.py", "pooling/config.pbtxt",
-    "preprocess/1/images.py", "preprocess/1/model.py", "preprocess/1/preprocessing.json",
-    "preprocess/1/preprocessing.py", "preprocess/1/tokenizer.json", "preprocess/config.pbtxt",
+    *(f"preprocess/1/{path.name}" for path in TEMPLATE.glob("preprocess/1/*.py") if path.name != "settings.py"),
+    "preprocess/1/preprocessing.json", "preprocess/1/tokenizer.json", "preprocess/config.pbtxt",
     "vision_encoder/1/model.onnx", "vision_encoder/1/model.onnx.data", "vision_encoder/config.pbtxt",
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple, Protocol, TypeAlias
 from .._exceptions import InvalidInputError
 from .._extras import require
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
 BATCH_ROWS = 64  # of Parquet in memory; they may hold images
 KEY = "__key__"  # the field that names a sample, webdataset's name for it
 MAX_CELL_CHARACTERS = 16 << 20  # of CSV; a quote that is never closed would swallow the file

@@ -1,0 +1,243 @@
+"""An encoded image to 8-bit RGB, as a viewer shows it: upright, transparency over white, deep samples scaled.
+
+The one place that knows Pillow's modes. Images come from strangers: everything that can be refused is refused from
+headers, before a pixel is decoded. Knows nothing of sizes that a model wants.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from errors import AGAIN, ItemError, shown
+from formats import find_format
+from jpeg_segments import Jpeg, read_jpeg
+from orientation import ORIENTATION, UPRIGHT, swaps_sides, turn_upright
+from png_chunks import Png, cut_short, read_png
+from webp_chunks import read_webp
+
+READERS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+}
+NAMES = {"WEBP": "WebP"}  # as people write them
+WHITE = (255, 255, 255)
+STRIP_ROWS = 256  # compared at a time
+AVIF_EXIF_ITEM = re.compile(rb"(infe[\2\3].{3}.{4}(?:..)?)Exif", re.DOTALL)
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_CHANNELS, TIFF_SAMPLE_FORMAT = 258, 262, 277, 339
+WHITE_IS_ZERO = 0
+UNSIGNED = 1
+MAX_META_BYTES = 1 << 20  # of an AVIF file, where its items are listed
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image whose header was read and accepted, not yet decoded."""
+
+    image: ImageFile.ImageFile
+    name: str  # of its format, for people
+    orientation: int
+    structure: Jpeg | Png | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, px, as shown."""
+        width, height = self.image.size
+        return (height, width) if swaps_sides(self.orientation) else (width, height)
+
+    def decode(self) -> Image.Image:
+        """Return all of its pixels as 8-bit RGB, as a viewer shows them.
+
+        Raises
+        ------
+        ItemError
+            The image is cut short, its data are broken, or its samples have no defined range.
+        """
+        with _failures_named(self.name):
+            try:
+                self.image.load()
+                if isinstance(self.structure, Jpeg):
+                    _check_last_scan(self.image, self.structure)
+                elif isinstance(self.structure, Png):
+                    _check_last_row(self.image, self.structure)
+                    _scale_transparent_colour(self.image, self.structure)
+                return turn_upright(to_rgb(self.image), self.orientation)
+            finally:
+                self.image.close()  # a pack's decoded images would fill the memory together
+
+
+def read_picture(data: bytes, *, exif_orientation: bool) -> Picture:
+    """Read the header of an encoded image.
+
+    Parameters
+    ----------
+    data
+        The bytes of a JPEG, PNG, WebP, AVIF, GIF (its first frame), BMP or TIFF file.
+    exif_orientation
+        Whether the picture is turned as its EXIF block says. TIFF always is.
+
+    Raises
+    ------
+    ItemError
+        The bytes are no image of a known format, are cut short or broken, or hold several frames.
+    """
+    kind = find_format(data)
+    name = NAMES.get(kind, kind)
+    structure: Jpeg | Png | None = None
+    orientation, num_frames = UPRIGHT, 1
+    if kind == "JPEG":
+        structure = read_jpeg(data)
+        data, orientation = structure.data, structure.orientation
+    elif kind == "PNG":
+        structure = read_png(data)
+        data, orientation, num_frames = structure.data, structure.orientation, structure.num_frames
+    elif kind == "WEBP":
+        webp = read_webp(data)
+        data, orientation, num_frames = webp.data, webp.orientation, webp.num_frames
+    elif kind == "AVIF":
+        data = _without_exif(data)
+    with _failures_named(name):
+        try:
+            image = READERS[kind](io.BytesIO(data))
+        except SyntaxError as error:
+            raise _undecodable(name, _cause(kind, data, error)) from error
+        if kind in ("AVIF", "TIFF"):
+            num_frames = 1 + bool(getattr(image, "is_animated", False))
+        if kind == "AVIF":
+            orientation = image.getexif().get(ORIENTATION, UPRIGHT)
+    if num_frames > 1:
+        raise ItemError(
+            "IMAGE_ANIMATED", f"image is a {name} of several frames; one frame is an item. Send the frame you mean."
+        )
+    return Picture(image, name, orientation if exif_orientation else UPRIGHT, structure)
+
+
+@contextmanager
+def _failures_named(name: str) -> Iterator[None]:
+    """Raise whatever Pillow raises on hostile bytes, which may be anything, as an ItemError that names the format."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of metadata, too
+            yield
+    except ItemError:
+        raise
+    except Exception as error:
+        raise _undecodable(name, shown(error)) from error
+
+
+def _undecodable(name: str, cause: str) -> ItemError:
+    if "truncated" in cause.lower():
+        return ItemError("IMAGE_TRUNCATED", f"image is a {name} that is cut short ({cause}). {AGAIN}")
+    return ItemError("IMAGE_UNDECODABLE", f"image is a {name} that cannot be decoded ({cause}). {AGAIN}")
+
+
+def _cause(kind: str, data: bytes, error: Exception) -> str:
+    """Say why Pillow cannot read a header."""
+    if "not identified" in str(error):
+        return "it has no pixels"
+    if kind == "TIFF":
+        with suppress(Exception):  # as hostile as the rest
+            tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16])
+            if tags.next >= len(data):
+                return f"truncated before its directory, which is at {tags.next} of {len(data)} bytes"
+            file = io.BytesIO(data)
+            file.seek(tags.next)
+            tags.load(file)
+            return f"{tags[TIFF_CHANNELS]} channels of {shown(tags[TIFF_BITS], 20)} bits: {shown(error)}"
+    return shown(error)
+
+
+def _without_exif(avif: bytes) -> bytes:
+    """Hide the EXIF block of an AVIF file, whose orientation counts for nothing and which Pillow refuses if broken."""
+    return AVIF_EXIF_ITEM.sub(rb"\1none", avif[:MAX_META_BYTES]) + avif[MAX_META_BYTES:]
+
+
+def _check_last_scan(image: Image.Image, jpeg: Jpeg) -> None:
+    """Refuse a JPEG whose last scan ends early: libjpeg fills in what is missing, and Pillow does not say so."""
+    with JpegImagePlugin.JpegImageFile(io.BytesIO(jpeg.continued)) as continued:
+        for top in range(0, image.height, STRIP_ROWS):
+            strip = (0, top, image.width, min(top + STRIP_ROWS, image.height))
+            if image.crop(strip).tobytes() != continued.crop(strip).tobytes():
+                raise ItemError(
+                    "IMAGE_TRUNCATED", f"image is a JPEG that is cut short, truncated in its last scan. {AGAIN}"
+                )
+
+
+def _check_last_row(image: Image.Image, png: Png) -> None:
+    """Refuse a PNG whose data end early: Pillow leaves the rest zero, and does not say so."""
+    is_suspicious = png.is_interlaced or not np.asarray(image.crop((0, image.height - 1, *image.size))).any()
+    if is_suspicious and png.is_short():
+        raise cut_short(len(png.data))
+
+
+def _scale_transparent_colour(image: Image.Image, png: Png) -> None:
+    """Give the transparent colour of a PNG the depth that its pixels have in Pillow: there it is as stored."""
+    colour = image.info.get("transparency")
+    if isinstance(colour, int) and png.colour_type == 0 and png.depth < 8:
+        image.info["transparency"] = colour * 255 // (2**png.depth - 1)
+    elif isinstance(colour, tuple):
+        image.info["transparency"] = tuple(sample >> (png.depth - 8) & 255 for sample in colour)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return a decoded image as 8-bit RGB: over white where it is transparent, its samples scaled to 8 bits.
+
+    RGBA goes over white and opaque images of 8 bits are converted as the official embedder does both.
+
+    Raises
+    ------
+    ItemError
+        Its samples have no defined range: they are floats or signed.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _from_deep_samples(image)
+    if image.mode == "La":  # Pillow converts it to LA alone
+        image = image.convert("LA")
+    if image.mode != "RGBA" and image.has_transparency_data:
+        image = image.convert("RGBA")
+    if image.mode == "RGBA":
+        white = Image.new("RGB", image.size, WHITE)
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _from_deep_samples(image: Image.Image) -> Image.Image:
+    """Scale grey samples of more than 8 bits by their depth, which is 16 where no TIFF says otherwise."""
+    tags = getattr(image, "tag_v2", {})
+    depth = tags.get(TIFF_BITS, (16,))[0]
+    if image.mode in ("F", "I") and (not tags or tags.get(TIFF_SAMPLE_FORMAT, (UNSIGNED,))[0] != UNSIGNED):
+        raise ItemError(
+            "IMAGE_NO_RANGE",
+            f"image has samples of {'floats' if image.mode == 'F' else 'signed integers'}, and nothing says which is "
+            "black and which is white. Scale them to 8 bits, or to unsigned integers of 16.",
+        )
+    samples = np.asarray(image).astype(np.uint32)
+    grey = (samples >> (depth - 8)).astype(np.uint8)
+    if tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO:
+        grey = 255 - grey
+    if (transparent := image.info.get("transparency")) is not None:
+        grey[samples == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")

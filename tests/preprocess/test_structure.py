@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from decode import read_picture
 from errors import ItemError
@@ -208,6 +208,23 @@ def test_metadata_of_a_webp_decide_nothing() -> None:
     broken = full.replace(JUNK[:999], bytes(999))
     np.testing.assert_array_equal(pixels(broken), pixels(plain))
     np.testing.assert_array_equal(pixels(full + JUNK), pixels(plain))
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_metadata_of_a_tiff_decide_nothing(compression: str | None) -> None:
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[0x010E], info[0x0131], info[0x8773], info[0x010D] = "a description", "a program", JUNK[:999], "a document"
+    data = bytearray(encode(image(60, 40), "TIFF", compression=compression, tiffinfo=info))
+    whole = pixels(bytes(data))
+    (start,) = struct.unpack_from("<I", data, 4)
+    (num_tags,) = struct.unpack_from("<H", data, start)
+    num_broken = 0
+    for offset in range(start + 2, start + 2 + 12 * num_tags, 12):
+        if struct.unpack_from("<H", data, offset)[0] in (0x010E, 0x0131, 0x8773, 0x010D):
+            struct.pack_into("<I", data, offset + 8, len(data) - 3)
+            num_broken += 1
+    assert num_broken == 4
+    np.testing.assert_array_equal(pixels(bytes(data)), whole)
 
 
 def test_a_png_with_a_wrong_checksum_says_which() -> None:

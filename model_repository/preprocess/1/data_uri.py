@@ -35,7 +35,10 @@ def read_data_uri(data: bytes) -> bytes:
         return data
     header, comma, _ = head.partition(b",")
     if not comma:
-        raise ItemError("IMAGE_UNDECODABLE", f"image is a data: URI without a comma ({shown(data)}). {ENCODED}")
+        raise ItemError(
+            "IMAGE_UNDECODABLE",
+            f"image is a data: URI without a comma in its first {MAX_HEADER_BYTES} bytes ({shown(data)}). {ENCODED}",
+        )
     if b"base64" not in [option.strip().lower() for option in header.split(b";")[1:]]:
         raise ItemError("IMAGE_UNDECODABLE", f"image is a data: URI without ;base64 ({shown(data)}). {ENCODED}")
     decoded = _decode_base64(data[data.index(b",") + 1 :])

@@ -31,6 +31,7 @@ from formats import find_format
 from jpeg_segments import Jpeg, read_jpeg
 from orientation import ORIENTATION, UPRIGHT, swaps_sides, turn_upright
 from png_chunks import Png, cut_short, read_png
+from tiff_tags import without_metadata
 from webp_chunks import read_webp
 
 READERS: dict[str, type[ImageFile.ImageFile]] = {
@@ -118,6 +119,8 @@ def read_picture(data: bytes, *, exif_orientation: bool) -> Picture:
         data, orientation, num_frames = webp.data, webp.orientation, webp.num_frames
     elif kind == "AVIF":
         data = _without_exif(data)
+    elif kind == "TIFF":
+        data = without_metadata(data)
     with _failures_named(name):
         try:
             image = READERS[kind](io.BytesIO(data))
@@ -159,7 +162,7 @@ def _cause(kind: str, data: bytes, error: Exception) -> str:
         return "it has no pixels"
     if kind == "TIFF":
         with suppress(Exception):  # as hostile as the rest
-            tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16])
+            tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if b"+" in data[2:4] else 8])
             if tags.next >= len(data):
                 return f"truncated before its directory, which is at {tags.next} of {len(data)} bytes"
             file = io.BytesIO(data)

@@ -16,8 +16,8 @@ EVALUATION = {"images", "numpy", "preprocessing", "sentence_transformers", "torc
 # Longest prefix wins. Beside these, a file may import the standard library and the modules of its own package.
 ALLOWED = {
     "model_repository/": {"numpy", TRITON},
-    "model_repository/preprocess/1/preprocessing.py": {"numpy", "PIL", "tokenizers"},
-    "model_repository/preprocess/1/images.py": {"numpy", "PIL"},
+    "model_repository/preprocess/1/": {"numpy", "PIL", "tokenizers"},
+    "model_repository/preprocess/1/model.py": {"numpy", TRITON},
     "server/": set(),
     "server/backends/": {"numpy", "onnxruntime", TRITON},
     "export/": {"huggingface_hub", "numpy", "onnx", "onnxruntime", "onnxscript", "settings", "torch", "transformers"},
@@ -94,6 +94,7 @@ def test_import_table(path: str) -> None:
         ("client/vlembed/_client.py", "import numpy\nfrom PIL import Image", {"PIL"}),
         ("client/vlembed/_client.py", "def f():\n    from PIL import Image", set()),
         ("model_repository/preprocess/1/preprocessing.py", f"import {TRITON}\nimport images", {TRITON}),
+        ("model_repository/preprocess/1/decode.py", "import torch\nfrom PIL import Image", {"torch"}),
         ("model_repository/pooling/1/model.py", "import torch.nn.functional", {"torch"}),
         ("server/launch.py", "from export.checkpoint import Checkpoint\nimport numpy", {"export", "numpy"}),
         ("finetune/training.py", "import vlembed\nfrom export.checkpoint import Checkpoint", {"export", "vlembed"}),

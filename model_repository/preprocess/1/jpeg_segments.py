@@ -28,20 +28,13 @@ MARKER = re.compile(rb"\xff[^\x00\xff]")
 END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Jpeg:
     """What is read of a JPEG file."""
 
-    segments: list[bytes] = field(default_factory=lambda: [bytes([0xFF, SOI])])  # that pixels depend on, and scans
-    orientation: int = UPRIGHT
-    is_progressive: bool = False
-    num_scans: int = 0
-    missing_bits: dict[int, list[int]] = field(default_factory=dict)  # of 64 coefficients, for each component
-
-    @property
-    def data(self) -> bytes:
-        """The file without what no pixel depends on."""
-        return b"".join([*self.segments, bytes([0xFF, EOI])])
+    data: bytes  # without what no pixel depends on
+    orientation: int
+    num_restarts: int  # modulo 8, in the last scan
 
     @property
     def continued(self) -> bytes:
@@ -49,17 +42,44 @@ class Jpeg:
 
         The junk has the restart markers that would follow, so that it is decoded whichever interval is missing.
         """
-        last = self.segments[-1]
-        positions = [last.rfind(bytes([0xFF, restart])) for restart in RESTARTS]
-        next_restart = positions.index(max(positions)) + 1 if max(positions) >= 0 else 0
         generator = np.random.default_rng(0)
         junk = generator.integers(0, 255, (len(RESTARTS), 256), np.uint8)  # 255 would begin a marker
         junk[:, 0] |= 0x80  # a decoder goes on with zeros where there is nothing
         intervals = [
-            block.tobytes() + bytes([0xFF, RESTARTS[(next_restart + i) % len(RESTARTS)]])
+            block.tobytes() + bytes([0xFF, RESTARTS[(self.num_restarts + i) % len(RESTARTS)]])
             for i, block in enumerate(junk)
         ]
-        return b"".join([*self.segments, *intervals, bytes([0xFF, EOI])])
+        return b"".join([self.data[:-2], *intervals, self.data[-2:]])
+
+
+@dataclass
+class Coefficients:
+    """Which of the 64 coefficients of each component the scans have brought so far, and how much of them."""
+
+    is_progressive: bool = False
+    missing_bits: dict[int, list[int]] = field(default_factory=dict)  # by component, of each coefficient
+
+    def begin_frame(self, marker: int, header: bytes) -> None:
+        """Note the components of a frame: nothing is seen of them yet."""
+        if marker in ARITHMETIC:
+            raise ItemError(
+                "IMAGE_UNDECODABLE", f"image is a JPEG with arithmetic coding, which viewers do not show. {ENCODED}"
+            )
+        self.is_progressive = marker in PROGRESSIVE
+        self.missing_bits = {component: [UNSEEN] * 64 for component in header[6::3]}
+
+    def add_scan(self, header: bytes) -> None:
+        """Note what a scan brings: all of its components, or some bits of some of their coefficients."""
+        components, (first, last, bits) = header[1 : 1 + 2 * header[0] : 2], header[-3:]
+        if not self.is_progressive:
+            first, last, bits = 0, 63, 0
+        for component in components:
+            missing = self.missing_bits.get(component, [])
+            missing[first : last + 1] = [bits & 15] * len(missing[first : last + 1])
+
+    def are_complete(self) -> bool:
+        """Tell whether nothing is missing."""
+        return bool(self.missing_bits) and not any(any(missing) for missing in self.missing_bits.values())
 
 
 def read_jpeg(data: bytes) -> Jpeg:
@@ -68,9 +88,11 @@ def read_jpeg(data: bytes) -> Jpeg:
     Raises
     ------
     ItemError
-        It has no whole scan of each of its components, more than 100 scans, or arithmetic coding.
+        It does not have all scans of all components, or has more than 100 scans, or arithmetic coding.
     """
-    jpeg = Jpeg()
+    kept = [data[:2]]
+    coefficients = Coefficients()
+    orientation, num_scans, num_restarts = UPRIGHT, 0, 0
     offset = 2
     for _ in range(MAX_SEGMENTS):
         found = MARKER.search(data, offset)  # decoders pass over bytes between segments
@@ -84,49 +106,36 @@ def read_jpeg(data: bytes) -> Jpeg:
         end = start + 2 + length
         if end > len(data) or length < (6 if marker == SOS else 2):
             raise _cut_short(f"segment FF{marker:02X} of {length} bytes at {start} of {len(data)}")
-        body = data[start + 4 : end]
+        header = data[start + 4 : end]
         if marker == SOS:
-            jpeg.num_scans += 1
-            _note_scan(jpeg, body)
+            num_scans += 1
+            coefficients.add_scan(header)
             scan = END_OF_SCAN.search(data, end)
-            end = scan.start() if scan else len(data)
+            begin, end = end, scan.start() if scan else len(data)
+            num_restarts = _count_restarts(data, begin, end)
+            kept.append(data[start:end].rstrip(b"\xff"))
         elif marker in FRAMES:
-            _note_frame(jpeg, marker, body)
-        elif marker == APP1 and body.startswith(b"Exif\0\0") and jpeg.orientation == UPRIGHT:
-            jpeg.orientation = read_orientation(body)
-        if marker in (APP0, APP14) or not (APP0 <= marker <= APP15 or marker == COM):
-            jpeg.segments.append(data[start:end].rstrip(b"\xff") if marker == SOS else data[start:end])
+            coefficients.begin_frame(marker, header)
+        elif marker == APP1 and header.startswith(b"Exif\0\0") and orientation == UPRIGHT:
+            orientation = read_orientation(header)
+        if marker != SOS and (marker in (APP0, APP14) or not (APP0 <= marker <= APP15 or marker == COM)):
+            kept.append(data[start:end])
         offset = end
     else:
         raise ItemError("IMAGE_TOO_COMPLEX", f"image is a JPEG of more than {MAX_SEGMENTS} segments. Encode it again.")
-    if jpeg.num_scans > MAX_SCANS:
+    if num_scans > MAX_SCANS:
         raise ItemError(
-            "IMAGE_TOO_COMPLEX",
-            f"image is a JPEG of {jpeg.num_scans} scans; the server takes {MAX_SCANS}. Encode it again.",
+            "IMAGE_TOO_COMPLEX", f"image is a JPEG of {num_scans} scans; the server takes {MAX_SCANS}. Encode it again."
         )
-    if any(any(missing) for missing in jpeg.missing_bits.values()) or not jpeg.num_scans:
-        raise _cut_short(f"scans are missing after the first {jpeg.num_scans}")
-    return jpeg
+    if not coefficients.are_complete():
+        raise _cut_short(f"what should follow scan {num_scans} is missing")
+    return Jpeg(b"".join([*kept, bytes([0xFF, EOI])]), orientation, num_restarts)
 
 
-def _note_frame(jpeg: Jpeg, marker: int, body: bytes) -> None:
-    """Note the components of a frame: nothing is seen of them yet."""
-    if marker in ARITHMETIC:
-        raise ItemError(
-            "IMAGE_UNDECODABLE", f"image is a JPEG with arithmetic coding, which viewers do not show. {ENCODED}"
-        )
-    jpeg.is_progressive = marker in PROGRESSIVE
-    jpeg.missing_bits = {component: [UNSEEN] * 64 for component in body[6::3]}
-
-
-def _note_scan(jpeg: Jpeg, body: bytes) -> None:
-    """Note which coefficients of which components a scan brings, and up to which of their bits."""
-    components, (first, last, bits) = body[1 : 1 + 2 * body[0] : 2], body[-3:]
-    if not jpeg.is_progressive:
-        first, last, bits = 0, 63, 0
-    for component in components:
-        missing = jpeg.missing_bits.get(component, [])
-        missing[first : last + 1] = [bits & 15] * len(missing[first : last + 1])
+def _count_restarts(data: bytes, begin: int, end: int) -> int:
+    """Return how many restart markers a scan has, modulo 8: their numbers count on."""
+    positions = [data.rfind(bytes([0xFF, restart]), begin, end) for restart in RESTARTS]
+    return positions.index(max(positions)) + 1 if max(positions) >= 0 else 0
 
 
 def _cut_short(where: str) -> ItemError:

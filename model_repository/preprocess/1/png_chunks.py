@@ -34,7 +34,6 @@ class Png:
     depth: int  # bits of a sample
     colour_type: int
     is_interlaced: bool
-    pixels: tuple[bytes, ...]  # the content of its IDAT chunks
 
     def is_short(self) -> bool:
         """Tell whether the compressed data end before the last row: a decoder then leaves the other rows black."""
@@ -45,10 +44,14 @@ class Png:
             columns, rows = -((x - self.width) // x_step), -((y - self.height) // y_step)
             left += rows * (1 + (columns * bits + 7) // 8) if columns > 0 and rows > 0 else 0
         inflate = zlib.decompressobj()
-        for data in self.pixels:
+        offset = len(SIGNATURE)
+        while offset < len(self.data):
+            end = offset + 12 + int.from_bytes(self.data[offset : offset + 4], "big")
+            data = self.data[offset + 8 : end - 4] if self.data[offset + 4 : offset + 8] == b"IDAT" else b""
             while data and left > 0 and not inflate.eof:
                 left -= len(inflate.decompress(data, INFLATE_BYTES))
                 data = inflate.unconsumed_tail
+            offset = end
         return left > 0
 
 
@@ -60,7 +63,8 @@ def read_png(data: bytes) -> Png:
     ItemError
         It is cut short or has no header, a chunk that pixels depend on has a wrong checksum, or there are too many.
     """
-    kept, pixels = [SIGNATURE], []
+    kept = [SIGNATURE]
+    has_pixels = False
     orientation, num_frames = UPRIGHT, 1
     header = b""
     offset = len(SIGNATURE)
@@ -77,7 +81,7 @@ def read_png(data: bytes) -> Png:
         content = data[offset + 8 : offset + 8 + size_bytes]
         if end > len(data) and name == b"IDAT":  # what is there may be all that is needed
             kept.append(_chunk(name, content))
-            pixels.append(content)
+            has_pixels = True
         elif end > len(data) and name in CRITICAL:
             break
         elif name in CRITICAL:
@@ -87,7 +91,7 @@ def read_png(data: bytes) -> Png:
                 )
             kept.append(data[offset:end])
             header = content if name == b"IHDR" else header
-            pixels += [content] if name == b"IDAT" else []
+            has_pixels |= name == b"IDAT"
         elif name == b"eXIf":
             orientation = read_orientation(content)
         elif name == b"acTL":
@@ -97,7 +101,7 @@ def read_png(data: bytes) -> Png:
         raise ItemError("IMAGE_TOO_COMPLEX", f"image is a PNG of more than {MAX_CHUNKS} chunks. Encode it again.")
     if len(header) != 13:
         raise ItemError("IMAGE_UNDECODABLE", f"image is a PNG without a header, of {len(data)} bytes. {AGAIN}")
-    if not pixels:
+    if not has_pixels:
         raise cut_short(len(data))
     width, height, depth, colour_type, _, _, interlace = struct.unpack(">IIBBBBB", header)
     return Png(
@@ -109,7 +113,6 @@ def read_png(data: bytes) -> Png:
         depth,
         colour_type,
         bool(interlace),
-        tuple(pixels),
     )
 
 

@@ -1,7 +1,7 @@
 """A pack of texts and encoded images to packed tokens, positions and patches: everything before the model.
 
-Knows positions, bounds and what to say of bad input; knows nothing of Triton, and neither torch nor transformers is
-imported. `prompt` knows the tokenizer, `images` pixels.
+Knows packs, and what to say of bad input; knows nothing of Triton, and neither torch nor transformers is imported.
+`prompt` knows the tokenizer and positions, `images` pixels.
 
 Letters: n items of the pack, T tokens, V visual tokens, D hidden size.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,30 +19,11 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from bounds import Bounds as Bounds
 from errors import ItemError, shown
 from errors import PackError as PackError
 from images import MERGE, PATCH_SIZE, OpenImage, open_image, write_patches
-from prompt import Prompt
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What one request may cost; the `parameters` of preprocess/config.pbtxt."""
-
-    max_items: int = 64  # items of a pack
-    max_tokens: int = 8192  # tokens of an item, template and image included
-    max_pack_tokens: int = 16384  # tokens of a pack
-    max_pack_image_tokens: int = 4096  # visual tokens of a pack
-    max_text_bytes: int = 262_144  # UTF-8 bytes of a text or an instruction
-    max_image_bytes: int = 20_971_520  # bytes of an encoded image
-    max_image_pixels: int = 67_108_864  # pixels of an image, checked before decoding
-    min_pixels: int = 4096  # an image is scaled up to at least this
-    max_pixels: int = 1_843_200  # and down to at most this: 1800 visual tokens
-
-    @classmethod
-    def from_parameters(cls, parameters: Mapping[str, Mapping[str, str]]) -> Bounds:
-        """Read the `parameters` of a model configuration, as Triton passes them."""
-        return cls(**{field.name: int(parameters[field.name]["string_value"]) for field in fields(cls)})
+from prompt import Prompt, positions
 
 
 @dataclass(frozen=True)
@@ -265,7 +246,7 @@ class Preprocessor:
         ids, first_pad, total = self._prompt.item(instruction, text, num_image_tokens, limit)
         if len(ids) > limit or (total > limit and not truncate):
             raise self._too_long(instruction, num_image_tokens, total)
-        return Layout(ids, _positions(len(ids), first_pad, opened.grid if opened else None), num_image_tokens)
+        return Layout(ids, positions(len(ids), first_pad, opened.grid if opened else None), num_image_tokens)
 
     def _too_long(self, instruction: str, num_image_tokens: int, total: int) -> ItemError:
         limit = self.bounds.max_tokens
@@ -330,20 +311,3 @@ def _cut(text: bytes, size_bytes: int) -> bytes:
     while end > size_bytes - 4 and text[end] & 0xC0 == 0x80:  # a character goes on here
         end -= 1
     return text[:end]
-
-
-def _positions(num_tokens: int, first_pad: int, grid: tuple[int, int] | None) -> npt.NDArray[np.int32]:
-    """Return M-RoPE positions, int32 (T, 3): text counts on, an image opens a plane of rows and columns.
-
-    Source: `get_rope_index` of Qwen3-VL in transformers.
-    """
-    positions = np.repeat(np.arange(num_tokens, dtype=np.int32)[:, None], 3, axis=1)
-    if grid is not None:
-        rows, columns = grid
-        end = first_pad + rows * columns
-        plane = positions[first_pad:end]
-        plane[:, 0] = first_pad
-        plane[:, 1] = first_pad + np.repeat(np.arange(rows), columns)
-        plane[:, 2] = first_pad + np.tile(np.arange(columns), rows)
-        positions[end:] += max(rows, columns) - rows * columns
-    return positions

@@ -1,4 +1,4 @@
-"""The tokens of one item: the checkpoint's chat template around instruction, image and text.
+"""The tokens of one item and their positions: the checkpoint's chat template around instruction, image and text.
 
 Knows the tokenizer; knows nothing of packs, bounds of bytes, or pixels.
 """
@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
 MAX_CACHED_INSTRUCTION = 1000  # characters; a stranger's long ones would fill the memory
@@ -87,3 +89,20 @@ class Prompt:
         total = len(ids) + len(content) + len(self._end)
         keep = max(least, len(content) - max(0, total - limit))
         return ids + content[:keep] + self._end, first_pad, total
+
+
+def positions(num_tokens: int, first_pad: int, grid: tuple[int, int] | None) -> npt.NDArray[np.int32]:
+    """Return M-RoPE positions, int32 (T, 3): text counts on, an image opens a plane of rows and columns.
+
+    Source: `get_rope_index` of Qwen3-VL in transformers.
+    """
+    triples = np.repeat(np.arange(num_tokens, dtype=np.int32)[:, None], 3, axis=1)
+    if grid is not None:
+        rows, columns = grid
+        end = first_pad + rows * columns
+        plane = triples[first_pad:end]
+        plane[:, 0] = first_pad
+        plane[:, 1] = first_pad + np.repeat(np.arange(rows), columns)
+        plane[:, 2] = first_pad + np.tile(np.arange(columns), rows)
+        triples[end:] += max(rows, columns) - rows * columns
+    return triples

@@ -172,7 +172,7 @@ def fit(item: PreparedItem, bounds: Mapping[str, int], *, truncate: bool) -> Pre
         item = replace(item, text=whole_characters.encode())
     for name, size_bytes in (("text", len(item.text)), ("instruction", len(item.instruction))):
         if size_bytes > max_text_bytes:
-            cure = "Shorten or split it, or pass truncate=True" if name == "text" else "Shorten it"
+            cure = "Shorten or split it, or ask for truncation (truncate)" if name == "text" else "Shorten it"
             raise BadItemError(
                 "TEXT_TOO_LARGE", f"{name} has {size_bytes} bytes; the server takes {max_text_bytes}. {cure}."
             )

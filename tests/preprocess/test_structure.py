@@ -117,6 +117,27 @@ def test_a_black_last_row_is_no_missing_one() -> None:
     np.testing.assert_array_equal(pixels(data), picture)
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_deflate", "packbits"])
+def test_a_tiff_whose_data_end_early_is_refused(compression: str | None, orientation: int) -> None:
+    """It promises twice the rows that it has."""
+    picture = image(50, 40)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = bytearray(encode(picture, "TIFF", compression=compression, exif=exif))
+    np.testing.assert_array_equal(pixels(bytes(data)).shape[:2], (40, 50) if orientation < 5 else (50, 40))
+    (start,) = struct.unpack_from("<I", data, 4)
+    for offset in range(start + 2, start + 2 + 12 * struct.unpack_from("<H", data, start)[0], 12):
+        if struct.unpack_from("<H", data, offset)[0] in (257, 278):  # its rows, and those of a strip
+            struct.pack_into("<HII", data, offset + 2, 4, 1, 80)
+    assert code_of(bytes(data)) in ("IMAGE_TRUNCATED", "IMAGE_UNDECODABLE")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "I;16", "P", "LA"])
+def test_a_black_picture_is_whole(mode: str) -> None:
+    assert pixels(encode(Image.new(mode, (50, 40)))).shape == (40, 50, 3)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 8), (50, 41)], ids=str)
 def test_interlaced_pngs(size: tuple[int, int]) -> None:
     picture = np.asarray(image(*size))

@@ -30,7 +30,7 @@ from errors import AGAIN, ItemError, shown
 from formats import find_format
 from jpeg_segments import Jpeg, read_jpeg
 from orientation import ORIENTATION, UPRIGHT, swaps_sides, turn_upright
-from png_chunks import Png, cut_short, read_png
+from png_chunks import Png, read_png
 from tiff_tags import without_metadata
 from webp_chunks import read_webp
 
@@ -58,7 +58,7 @@ class Picture:
     """An image whose header was read and accepted, not yet decoded."""
 
     image: ImageFile.ImageFile
-    name: str  # of its format, for people
+    kind: str  # a key of READERS
     orientation: int
     structure: Jpeg | Png | None
 
@@ -76,17 +76,36 @@ class Picture:
         ItemError
             The image is cut short, its data are broken, or its samples have no defined range.
         """
-        with _failures_named(self.name):
+        with _failures_named(self.kind):
             try:
                 self.image.load()
-                if isinstance(self.structure, Jpeg):
-                    _check_last_scan(self.image, self.structure)
-                elif isinstance(self.structure, Png):
-                    _check_last_row(self.image, self.structure)
+                self._check_whole()
+                if isinstance(self.structure, Png):
                     _scale_transparent_colour(self.image, self.structure)
                 return turn_upright(to_rgb(self.image), self.orientation)
             finally:
                 self.image.close()  # a pack's decoded images would fill the memory together
+
+    def _check_whole(self) -> None:
+        """Refuse a picture whose data end early where Pillow does not say so, by decoding it again.
+
+        libjpeg fills in what a JPEG lacks: other pixels come if junk follows. Of a PNG what is not decoded keeps the
+        colour that it had before: that is black, and white the second time.
+        """
+        if isinstance(self.structure, Jpeg):
+            again = READERS[self.kind](io.BytesIO(self.structure.continued))
+        elif isinstance(self.structure, Png) and (self.structure.is_interlaced or _ends_black(self.image)):
+            again = READERS[self.kind](io.BytesIO(self.structure.data))
+            white = 65535 if again.mode == "I;16" else (255,) * len(again.getbands())
+            again.im = Image.new(again.mode, again.size, white).im
+        else:
+            return
+        with again:
+            again.load()
+            for top in range(0, self.image.height, STRIP_ROWS):
+                strip = (0, top, self.image.width, min(top + STRIP_ROWS, self.image.height))
+                if self.image.crop(strip).tobytes() != again.crop(strip).tobytes():
+                    raise _undecodable(self.kind, f"truncated below row {top}")
 
 
 def read_picture(data: bytes, *, exif_orientation: bool) -> Picture:
@@ -105,7 +124,6 @@ def read_picture(data: bytes, *, exif_orientation: bool) -> Picture:
         The bytes are no image of a known format, are cut short or broken, or hold several frames.
     """
     kind = find_format(data)
-    name = NAMES.get(kind, kind)
     structure: Jpeg | Png | None = None
     orientation, num_frames = UPRIGHT, 1
     if kind == "JPEG":
@@ -121,24 +139,25 @@ def read_picture(data: bytes, *, exif_orientation: bool) -> Picture:
         data = _without_exif(data)
     elif kind == "TIFF":
         data = without_metadata(data)
-    with _failures_named(name):
+    with _failures_named(kind):
         try:
             image = READERS[kind](io.BytesIO(data))
         except SyntaxError as error:
-            raise _undecodable(name, _cause(kind, data, error)) from error
+            raise _undecodable(kind, _cause(kind, data, error)) from error
         if kind in ("AVIF", "TIFF"):
             num_frames = 1 + bool(getattr(image, "is_animated", False))
         if kind == "AVIF":
             orientation = image.getexif().get(ORIENTATION, UPRIGHT)
     if num_frames > 1:
         raise ItemError(
-            "IMAGE_ANIMATED", f"image is a {name} of several frames; one frame is an item. Send the frame you mean."
+            "IMAGE_ANIMATED",
+            f"image is a {NAMES.get(kind, kind)} of several frames; one frame is an item. Send the frame you mean.",
         )
-    return Picture(image, name, orientation if exif_orientation else UPRIGHT, structure)
+    return Picture(image, kind, orientation if exif_orientation else UPRIGHT, structure)
 
 
 @contextmanager
-def _failures_named(name: str) -> Iterator[None]:
+def _failures_named(kind: str) -> Iterator[None]:
     """Raise whatever Pillow raises on hostile bytes, which may be anything, as an ItemError that names the format."""
     try:
         with warnings.catch_warnings():
@@ -147,10 +166,11 @@ def _failures_named(name: str) -> Iterator[None]:
     except ItemError:
         raise
     except Exception as error:
-        raise _undecodable(name, shown(error)) from error
+        raise _undecodable(kind, shown(error)) from error
 
 
-def _undecodable(name: str, cause: str) -> ItemError:
+def _undecodable(kind: str, cause: str) -> ItemError:
+    name = NAMES.get(kind, kind)
     if "truncated" in cause.lower():
         return ItemError("IMAGE_TRUNCATED", f"image is a {name} that is cut short ({cause}). {AGAIN}")
     return ItemError("IMAGE_UNDECODABLE", f"image is a {name} that cannot be decoded ({cause}). {AGAIN}")
@@ -177,22 +197,9 @@ def _without_exif(avif: bytes) -> bytes:
     return AVIF_EXIF_ITEM.sub(rb"\1none", avif[:MAX_META_BYTES]) + avif[MAX_META_BYTES:]
 
 
-def _check_last_scan(image: Image.Image, jpeg: Jpeg) -> None:
-    """Refuse a JPEG whose last scan ends early: libjpeg fills in what is missing, and Pillow does not say so."""
-    with JpegImagePlugin.JpegImageFile(io.BytesIO(jpeg.continued)) as continued:
-        for top in range(0, image.height, STRIP_ROWS):
-            strip = (0, top, image.width, min(top + STRIP_ROWS, image.height))
-            if image.crop(strip).tobytes() != continued.crop(strip).tobytes():
-                raise ItemError(
-                    "IMAGE_TRUNCATED", f"image is a JPEG that is cut short, truncated in its last scan. {AGAIN}"
-                )
-
-
-def _check_last_row(image: Image.Image, png: Png) -> None:
-    """Refuse a PNG whose data end early: Pillow leaves the rest zero, and does not say so."""
-    is_suspicious = png.is_interlaced or not np.asarray(image.crop((0, image.height - 1, *image.size))).any()
-    if is_suspicious and png.is_short():
-        raise cut_short(len(png.data))
+def _ends_black(image: Image.Image) -> bool:
+    """Tell whether the last row is all zero, as it is where it was not decoded."""
+    return not np.asarray(image.crop((0, image.height - 1, *image.size))).any()
 
 
 def _scale_transparent_colour(image: Image.Image, png: Png) -> None:

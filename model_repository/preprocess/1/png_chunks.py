@@ -1,4 +1,4 @@
-"""The structure of a PNG file: the chunks that its pixels depend on, and whether its rows are all there.
+"""The structure of a PNG file: the chunks that its pixels depend on.
 
 All other chunks (profiles, texts, times) are left out unread, so that they decide nothing. Knows nothing of filters and
 colours.
@@ -17,9 +17,6 @@ from orientation import UPRIGHT, read_orientation
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CRITICAL = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")  # what pixels depend on
 MAX_CHUNKS = 100_000  # encoders make one of 8 KiB, or one in all
-NUM_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
-ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-INFLATE_BYTES = 1 << 20  # at a time
 
 
 @dataclass(frozen=True)
@@ -29,30 +26,9 @@ class Png:
     data: bytes  # without what no pixel depends on
     orientation: int
     num_frames: int
-    width: int
-    height: int
     depth: int  # bits of a sample
     colour_type: int
     is_interlaced: bool
-
-    def is_short(self) -> bool:
-        """Tell whether the compressed data end before the last row: a decoder then leaves the other rows black."""
-        bits = self.depth * NUM_CHANNELS.get(self.colour_type, 0)
-        passes = ADAM7 if self.is_interlaced else ((0, 0, 1, 1),)
-        left = 0
-        for x, y, x_step, y_step in passes:
-            columns, rows = -((x - self.width) // x_step), -((y - self.height) // y_step)
-            left += rows * (1 + (columns * bits + 7) // 8) if columns > 0 and rows > 0 else 0
-        inflate = zlib.decompressobj()
-        offset = len(SIGNATURE)
-        while offset < len(self.data):
-            end = offset + 12 + int.from_bytes(self.data[offset : offset + 4], "big")
-            data = self.data[offset + 8 : end - 4] if self.data[offset + 4 : offset + 8] == b"IDAT" else b""
-            while data and left > 0 and not inflate.eof:
-                left -= len(inflate.decompress(data, INFLATE_BYTES))
-                data = inflate.unconsumed_tail
-            offset = end
-        return left > 0
 
 
 def read_png(data: bytes) -> Png:
@@ -102,14 +78,12 @@ def read_png(data: bytes) -> Png:
     if len(header) != 13:
         raise ItemError("IMAGE_UNDECODABLE", f"image is a PNG without a header, of {len(data)} bytes. {AGAIN}")
     if not has_pixels:
-        raise cut_short(len(data))
-    width, height, depth, colour_type, _, _, interlace = struct.unpack(">IIBBBBB", header)
+        raise ItemError("IMAGE_TRUNCATED", f"image is a PNG that is cut short, truncated before its pixels. {AGAIN}")
+    depth, colour_type, _, _, interlace = header[8:]
     return Png(
         b"".join([*kept, _chunk(b"IEND", b"")]),
         orientation,
         num_frames,
-        width,
-        height,
         depth,
         colour_type,
         bool(interlace),
@@ -118,10 +92,3 @@ def read_png(data: bytes) -> Png:
 
 def _chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-
-def cut_short(size_bytes: int) -> ItemError:
-    """Say that the file ends too early."""
-    return ItemError(
-        "IMAGE_TRUNCATED", f"image is a PNG that is cut short, truncated after {size_bytes} bytes. {AGAIN}"
-    )

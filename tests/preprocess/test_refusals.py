@@ -47,7 +47,7 @@ SPELLINGS = {
         f"labelled {label}": data_uri(PNG, label)
         for label in ("image/*", "image/jpeg", "image/x-png", "image/jpg", "text/plain", "application/pdf", "nonsense")
     },
-    "with a long label": data_uri(PNG, "image/" + "x" * 500),
+    "with a long label": data_uri(PNG, "image/" + "x" * 1_000_000),
 }
 
 
@@ -71,6 +71,12 @@ def png_header(width: int, height: int) -> bytes:
 
 def frames(image_format: str) -> bytes:
     return encode(image(64, 64), image_format, save_all=True, append_images=[image(64, 64, seed=1)])
+
+
+def gif_of_frame(width: int, height: int) -> bytes:
+    """Return a GIF of 9 x 9 pixels whose frame claims another size."""
+    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x44\x01\0;"
+    return b"GIF89a" + struct.pack("<HHBBB", 9, 9, 0x80, 0, 0) + bytes(6) + frame
 
 
 def tiff_of_channels(num_channels: int) -> bytes:
@@ -121,6 +127,7 @@ BAD = {
     "a zero-sized PNG": (png_header(0, 5), "IMAGE_UNDECODABLE", "no pixels"),
     "a pixel bomb": (png_header(60_000, 60_000), "IMAGE_TOO_LARGE", "67108864"),
     "one pixel row too many": (png_header(8192, 8193), "IMAGE_TOO_LARGE", "8192 x 8193"),
+    "a GIF with a huge frame": (gif_of_frame(60_000, 60_000), "IMAGE_TOO_LARGE", "Scale it down"),
     "a strip over 200:1": (encode(image(201, 1)), "IMAGE_RATIO", "201 x 1"),
     "a JPEG of many scans": (jpeg_of_scans(200), "IMAGE_TOO_COMPLEX", "the server takes 100"),
     "floats": (encode(Image.fromarray(np.zeros((9, 9), np.float32)), "TIFF"), "IMAGE_NO_RANGE", "floats"),
@@ -129,7 +136,8 @@ BAD = {
     "an animated AVIF": (frames("AVIF"), "IMAGE_ANIMATED", "AVIF of several frames"),
     "a data: URI of nothing": (b"data:image/png;base64,", "IMAGE_EMPTY", "no bytes"),
     "a data: URI without base64": (b"data:image/png,rawbytes", "IMAGE_UNDECODABLE", ";base64"),
-    "a data: URI without a comma": (b"data:image/png;base64", "IMAGE_UNDECODABLE", "without a comma"),
+    "a data: URI without a comma": (b"data:image/png;base64", "IMAGE_EMPTY", "no bytes"),
+    "a data: URI without both": (b"data:image/png", "IMAGE_UNDECODABLE", ";base64"),
     "a + that became a space": (data_uri(PNG).replace(b"+", b" "), "IMAGE_UNDECODABLE", "a form may have lost a +"),
     "a data: URI of bad base64": (b"data:image/png;base64,@@@", "IMAGE_UNDECODABLE", "base64"),
     "a URL": (b"https://example.org/cat.png", "IMAGE_IS_URL", "https://example.org/cat.png"),

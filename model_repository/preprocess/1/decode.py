@@ -165,6 +165,8 @@ def _failures_named(kind: str) -> Iterator[None]:
             yield
     except ItemError:
         raise
+    except Image.DecompressionBombError as error:  # a frame is larger than the picture
+        raise ItemError("IMAGE_TOO_LARGE", f"image is a {kind}: {shown(error)} Scale it down.") from error
     except Exception as error:
         raise _undecodable(kind, shown(error)) from error
 
@@ -205,8 +207,9 @@ def _ends_black(image: Image.Image) -> bool:
 def _scale_transparent_colour(image: Image.Image, png: Png) -> None:
     """Give the transparent colour of a PNG the depth that its pixels have in Pillow: there it is as stored."""
     colour = image.info.get("transparency")
-    if isinstance(colour, int) and png.colour_type == 0 and png.depth < 8:
-        image.info["transparency"] = colour * 255 // (2**png.depth - 1)
+    if isinstance(colour, int) and png.colour_type == 0 and png.depth <= 8:
+        brightest = 2**png.depth - 1
+        image.info["transparency"] = (colour & brightest) * 255 // brightest
     elif isinstance(colour, tuple):
         image.info["transparency"] = tuple(sample >> (png.depth - 8) & 255 for sample in colour)
 

@@ -105,6 +105,8 @@ BAD = {
     "an SVG with a declaration": (b"<?xml version='1.0'?>\n<!-- x -->\n<svg/>", "IMAGE_UNDECODABLE", "Render it"),
     "an SVG in a data: URI": (data_uri(b"<svg/>", "image/svg+xml"), "IMAGE_UNDECODABLE", "an SVG"),
     "an HTML page": (b"\n<!doctype HTML><html><body>404", "IMAGE_UNDECODABLE", "an HTML page"),
+    "an HTML page with a drawing": (b"<html><svg></svg></html>", "IMAGE_UNDECODABLE", "an HTML page"),
+    "base64 in quotes": (b'"' + base64.b64encode(PNG) + b'"', "IMAGE_UNDECODABLE", "is base64 text"),
     "XML": (b"<Error><Code>AccessDenied</Code></Error>", "IMAGE_UNDECODABLE", "an XML document"),
     "JSON": (b'{"error": "not found"}', "IMAGE_UNDECODABLE", "JSON"),
     "a HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "IMAGE_UNDECODABLE", "a HEIC"),

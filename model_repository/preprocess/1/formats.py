@@ -87,7 +87,7 @@ def _name(data: bytes) -> tuple[str, str]:
     if _is_base64(data):
         return "base64 text", "Decode it, or put data:;base64, before it"
     start = data[:1000].lstrip(b" \t\r\n\xef\xbb\xbf").lower()
-    if start.startswith(b"<") and b"<svg" in start:
+    if start.startswith((b"<?xml", b"<!--")) and b"<svg" in start:
         return OTHERS[b"<svg"]
     for prefix, name_and_cure in OTHERS.items():
         if start.startswith(prefix.lower()):
@@ -97,7 +97,7 @@ def _name(data: bytes) -> tuple[str, str]:
 
 def _is_base64(data: bytes) -> bool:
     """Tell whether bytes are the base64 of an image whose data: prefix is missing."""
-    text = data[:64].strip().translate(STANDARD_ALPHABET)
+    text = data[:64].strip(b"\"' \t\r\n").translate(STANDARD_ALPHABET)
     try:
         head = base64.b64decode(text[: len(text) // 4 * 4], validate=True)
     except binascii.Error:

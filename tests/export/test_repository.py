@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from export.__main__ import export
+from export.__main__ import export, write_small_files
 from export.checkpoint import Checkpoint, ExportError
 from export.repository import TEMPLATE
 from tests.conftest import ARCHITECTURES
@@ -52,6 +53,17 @@ def test_info(repository: Path, checkpoint: Checkpoint) -> None:
     assert info["checkpoint"] == "random-tiny"
     assert (info["dimensions"], info["min_dimensions"], info["precision"]) == (128, 64, "fp32")
     assert info["fingerprint"] == checkpoint.fingerprint({"precision": "fp32"})
+
+
+def test_whether_pictures_are_turned_is_written(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    for folder in ("preprocess/1", "info/1"):
+        (tmp_path / folder).mkdir(parents=True)
+    as_stored = dataclasses.replace(checkpoint, exif_orientation=False)
+    write_small_files(tmp_path, as_stored, "fp32")
+    assert json.loads((tmp_path / "preprocess/1/preprocessing.json").read_text())["exif_orientation"] is False
+    info = json.loads((tmp_path / "info/1/info.json").read_text())
+    assert info["fingerprint"] == as_stored.fingerprint({"precision": "fp32"})
+    assert info["fingerprint"] != checkpoint.fingerprint({"precision": "fp32"})
 
 
 def test_an_existing_repository_is_kept_unless_told(checkpoint: Checkpoint, repository: Path, tmp_path: Path) -> None:

@@ -170,6 +170,28 @@ def test_transparent_palettes_go_over_white(image_format: str, transparency: obj
     np.testing.assert_array_equal(ours, over_white(pixels))
 
 
+def test_what_a_gifs_frame_does_not_cover_is_white() -> None:
+    picture, pixels = indexed()
+    data = bytearray(encode(picture, "GIF"))
+    struct.pack_into("<HH", data, 6, 60, 50)  # a larger canvas
+    start = 13 + 3 * (2 << (data[10] & 7))
+    at = data.index(b"\x2c\0\0\0\0", start)
+    struct.pack_into("<HH", data, at + 1, 7, 9)  # the frame's place
+    ours = shown(bytes(data))
+    np.testing.assert_array_equal(ours[9:39, 7:47], pixels)
+    ours = ours.copy()
+    ours[9:39, 7:47] = 255
+    assert ours.shape == (50, 60, 3) and (ours == 255).all()
+
+
+@pytest.mark.parametrize("colour_type", [4, 6])
+def test_deep_pictures_with_alpha_go_over_white(colour_type: int) -> None:
+    channels = np.asarray(with_hole("LA" if colour_type == 4 else "RGBA"))
+    data = png((channels.astype(">u2") * 257).astype(">u2").tobytes(), 40, 30, 16, colour_type)
+    opaque = channels[:, :, :-1]
+    np.testing.assert_array_equal(shown(data), over_white(np.broadcast_to(opaque, (30, 40, 3))))
+
+
 def test_half_transparent_palettes_are_blended() -> None:
     picture, pixels = indexed()
     ours = shown(encode(picture, transparency=bytes([255, 255, 255, 128])))

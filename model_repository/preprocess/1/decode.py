@@ -78,11 +78,14 @@ class Picture:
         """
         with _failures_named(self.kind):
             try:
+                covered = self.image.tile[0].extents if self.kind == "GIF" else None
                 self.image.load()
                 self._check_whole()
                 if isinstance(self.structure, Png):
                     _scale_transparent_colour(self.image, self.structure)
-                return turn_upright(to_rgb(self.image), self.orientation)
+                rgb = to_rgb(self.image)
+                rgb = _on_canvas(rgb, covered) if covered else rgb
+                return turn_upright(rgb, self.orientation)
             finally:
                 self.image.close()  # a pack's decoded images would fill the memory together
 
@@ -235,6 +238,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white.paste(image, mask=image.getchannel("A"))
         return white
     return image.convert("RGB")
+
+
+def _on_canvas(rgb: Image.Image, covered: tuple[int, int, int, int]) -> Image.Image:
+    """Return a GIF whose frame covers a part of its canvas, with the rest white."""
+    canvas = Image.new("RGB", rgb.size, WHITE)
+    canvas.paste(rgb.crop(covered), covered)
+    return canvas
 
 
 def _from_deep_samples(image: Image.Image) -> Image.Image:

@@ -152,6 +152,12 @@ def test_a_text_of_too_many_bytes_is_cut_as_its_tokens_would_be(folder: Path, te
         small(text=[whole.encode()])
 
 
+def test_a_text_of_few_tokens_is_cut_by_its_bytes_alone(folder: Path) -> None:
+    small = Preprocessor(folder, dataclasses.replace(Bounds(), max_text_bytes=100))
+    ours, theirs = small(text=["é".encode() * 99], truncate=True), small(text=["é".encode() * 50])
+    np.testing.assert_array_equal(ours.input_ids, theirs.input_ids)
+
+
 def test_an_over_long_instruction_is_named_and_never_cut(folder: Path) -> None:
     small = Preprocessor(folder, dataclasses.replace(Bounds(), max_tokens=100, max_text_bytes=1000))
     for text, truncate in ((b"a", False), (b"a", True), (b"cat " * 200, True), (b"cat " * 900, True)):

@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def export(
     *,
     variants: Sequence[str] = ("cpu",),
     precision: str | None = None,
+    exif_orientation: bool = True,
     overwrite: bool = False,
 ) -> dict[str, float]:
     """Write a deployable model repository for a checkpoint, and only if it agrees with transformers.
@@ -47,6 +49,8 @@ def export(
         Names in `VARIANTS`: the renderings that the repository shall hold.
     precision
         Of weights and computation; by default the one of each variant.
+    exif_orientation
+        Turn pictures upright as EXIF says, instead of leaving them as they are stored.
     overwrite
         Replace `output` if it exists.
 
@@ -67,7 +71,7 @@ def export(
         print(f"{time.monotonic() - started:6.1f} s  {peak_gib:5.2f} GiB peak  {what}", flush=True)
 
     chosen = choose_variants(variants, precision)
-    checkpoint = open_checkpoint(name)
+    checkpoint = replace(open_checkpoint(name), exif_orientation=exif_orientation)
     with new_repository(output, overwrite=overwrite) as repository:
         say(f"{checkpoint.name}: hidden size {checkpoint.hidden_size}, DeepStack of {checkpoint.num_deepstack}")
         write_small_files(repository, checkpoint, chosen)
@@ -172,6 +176,12 @@ def main() -> int:
     parser.add_argument(
         "--precision", choices=precisions, help="of weights and computation; default: the variant's own"
     )
+    parser.add_argument(
+        "--exif-orientation",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="turn pictures upright as EXIF says; without it only TIFF is turned, as by the official script",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
@@ -182,6 +192,7 @@ def main() -> int:
             arguments.output,
             variants=arguments.variant or ["cpu"],
             precision=arguments.precision,
+            exif_orientation=arguments.exif_orientation,
             overwrite=arguments.overwrite,
         )
     except ExportError as error:

@@ -35,6 +35,7 @@ class Checkpoint:
     name: str  # as the user gave it: a hub id, or the folder's name
     config: Any  # Qwen3VLConfig
     tokenizer: PreTrainedTokenizerBase
+    exif_orientation: bool = True  # whether pictures are turned as EXIF says
 
     @property
     def hidden_size(self) -> int:
@@ -64,7 +65,7 @@ class Checkpoint:
     def preprocessing(self) -> dict[str, Any]:
         """Return what `preprocess` needs beside the tokenizer: preprocessing.json."""
         try:
-            return preprocessing_settings(self.config, self.tokenizer)
+            return preprocessing_settings(self.config, self.tokenizer, exif_orientation=self.exif_orientation)
         except ValueError as error:
             raise ExportError(f"{self.name}: {error}") from error
 

@@ -180,7 +180,7 @@ def check_keys(name: str, value: dict[str, object], known: Sequence[str]) -> Non
     for key in value:
         if key not in known:
             raise ItemError(
-                "KEY_UNKNOWN", f"{name} has the key {key!r}; known are {', '.join(known)}. Rename or remove it."
+                "KEY_UNKNOWN", f"{name} has the key {key[:60]!r}; known are {', '.join(known)}. Rename or remove it."
             )
 
 

@@ -10,7 +10,7 @@ import unicodedata
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import Qwen2VLImageProcessorPil
 
 from export.checkpoint import Checkpoint
@@ -20,12 +20,17 @@ MIN_PIXELS, MAX_PIXELS = 4 * 32 * 32, 1800 * 32 * 32
 
 
 def load_rgb(image: Image.Image) -> Image.Image:
-    """Load an image as the official script does: RGBA over white, any other mode converted.
+    """Load an image as the official script does, RGBA over white and any other mode converted, but as it is shown.
 
-    What is left of a palette's transparency is forgotten: transformers 5, unlike 4.57, would apply it again.
+    That is upright, over white whatever its mode, and with deep grey scaled to 8 bits.
     """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode != "RGBA" and image.has_transparency_data:
+        image = image.convert("RGBA")
     if image.mode != "RGBA":
-        return Image.fromarray(np.asarray(image.convert("RGB")))
+        return image.convert("RGB")
     white = Image.new("RGB", image.size, (255, 255, 255))
     white.paste(image, mask=image.split()[3])
     return white

@@ -27,7 +27,7 @@ INSTRUCTIONS = [
     "查询。",
     "Why?",
 ]
-MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"]
+MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"]  # I;16 holds an 8-bit picture, scaled by 257
 
 
 def image(width: int = 96, height: int = 64, mode: str = "RGB", seed: int = 0) -> Image.Image:

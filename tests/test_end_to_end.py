@@ -185,7 +185,12 @@ def test_truncation_only_on_request(client: EmbeddingClient) -> None:
     text = "cat " * 9000
     with pytest.raises(ValueError, match="the server takes 8192"):
         client.embed(text)
-    assert client.embed(text, truncate=True).text_tokens.tolist() == [8192]
+    cut = client.embed(text, truncate=True)
+    assert cut.text_tokens.tolist() == [8192]
+    endless = "cat " * 1_000_000  # more than `max_text_bytes`
+    assert_same(client.embed(endless, truncate=True).array, cut.array)
+    with pytest.raises(ValueError, match="4000000 bytes; the server takes 262144"):
+        client.embed(endless)
 
 
 # --- bad input ---
@@ -197,10 +202,13 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], list[tuple[int, str]], str]] = {
     "undecodable": ({"image": [PNG, b"%PDF-1.7"]}, [(1, "IMAGE_UNDECODABLE")], "%PDF"),
     "truncated": ({"image": [PNG[:900]]}, [(0, "IMAGE_TRUNCATED")], "truncated"),
     "URL": ({"image": [b"http://169.254.169.254/latest"]}, [(0, "IMAGE_IS_URL")], "fetches nothing"),
-    "mislabelled": ({"image": [data_uri(PNG, "image/gif")]}, [(0, "IMAGE_MISLABELLED")], "image/png"),
+    "floats": ({"image": [encode(image(9, 9, "L").convert("F"), "TIFF")]}, [(0, "IMAGE_NO_RANGE")], "floats"),
+    "a HEIC": ({"image": [b"\0\0\0\x18ftypheic" + bytes(99)]}, [(0, "IMAGE_UNDECODABLE")], "a HEIC"),
+    "bare base64": ({"image": [data_uri(PNG)[22:]]}, [(0, "IMAGE_UNDECODABLE")], "is base64 text"),
     "ratio": ({"image": [encode(image(402, 2))]}, [(0, "IMAGE_RATIO")], "402 x 2"),
     "too many bytes": ({"image": [b"\0" * 20_971_521]}, [(0, "IMAGE_TOO_LARGE")], "20971521"),
     "not UTF-8": ({"text": [b"fine", b"caf\xe9"]}, [(1, "TEXT_NOT_UTF8")], "UTF-8"),
+    "instruction": ({"text": [b"a"], "instruction": [b"cat " * 9000]}, [(0, "INSTRUCTION_TOO_LONG")], "shorten it"),
     "over-long": ({"text": [b"cat " * 9000]}, [(0, "TEXT_TOO_LONG")], "8192"),
     "dimensions": ({"text": [b"a"], "dimensions": 129}, [], "64 to 128"),
     "max_pixels": ({"image": [PNG], "max_pixels": 1}, [], "4096 to 1843200"),

@@ -16,13 +16,13 @@ EVALUATION = {"images", "numpy", "preprocessing", "sentence_transformers", "torc
 # Longest prefix wins. Beside these, a file may import the standard library and the modules of its own package.
 ALLOWED = {
     "model_repository/": {"numpy", TRITON},
-    "model_repository/preprocess/1/preprocessing.py": {"numpy", "PIL", "tokenizers"},
-    "model_repository/preprocess/1/images.py": {"numpy", "PIL"},
+    "model_repository/preprocess/1/": {"numpy", "PIL", "tokenizers"},
+    "model_repository/preprocess/1/model.py": {"numpy", TRITON},
     "model_repository/preprocess/1/checkpoint_files.py": {"huggingface_hub"},  # never while serving, as settings.py
     "server/": set(),
     "server/backends/": {"numpy", "onnxruntime", TRITON},
     "export/": {
-        *("numpy", "onnx", "onnxruntime", "onnxscript", "torch", "transformers"),
+        *("numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "torch", "transformers"),
         *("checkpoint_files", "settings"),  # shared by those who load a checkpoint
     },
     "client/vlembed/": {"numpy", "tritonclient", "grpc"},  # grpc comes with tritonclient
@@ -98,6 +98,7 @@ def test_import_table(path: str) -> None:
         ("client/vlembed/_client.py", "import numpy\nfrom PIL import Image", {"PIL"}),
         ("client/vlembed/_client.py", "def f():\n    from PIL import Image", set()),
         ("model_repository/preprocess/1/preprocessing.py", f"import {TRITON}\nimport images", {TRITON}),
+        ("model_repository/preprocess/1/decode.py", "import torch\nfrom PIL import Image", {"torch"}),
         ("model_repository/pooling/1/model.py", "import torch.nn.functional", {"torch"}),
         ("server/launch.py", "from export.checkpoint import Checkpoint\nimport numpy", {"export", "numpy"}),
         ("finetune/training.py", "import vlembed\nfrom export.checkpoint import Checkpoint", {"export", "vlembed"}),

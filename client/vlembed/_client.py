@@ -21,7 +21,7 @@ from ._connect import open_transports
 from ._exceptions import InvalidInputError, ItemError, RequestTimeoutError, VlembedError
 from ._failover import FailoverTransport
 from ._info import ServerInfo
-from ._items import ItemLike, PreparedItem, as_iterable, as_sequence, check_bounds, check_item, prepare, prepare_item
+from ._items import ItemLike, PreparedItem, as_iterable, as_sequence, fit, fit_all, prepare, prepare_item
 from ._packing import Pack, split
 from ._progress import with_progress
 from ._request import Call, Outcome
@@ -179,7 +179,8 @@ class EmbeddingClient:
         max_pixels
             Scale images down to this many pixels, within the server's bound.
         truncate
-            Cut texts over the server's `max_tokens` instead of refusing them; `text_tokens` tells what was left.
+            Cut texts over the server's `max_text_bytes` and `max_tokens` instead of refusing them; `text_tokens` tells
+            what was left.
         allow_reference_text
             Embed a text that is a URL, a data: URI or the path of an image as a string, which is refused otherwise.
 
@@ -198,8 +199,8 @@ class EmbeddingClient:
         deadline = self._deadline()
         prepared = prepare(as_sequence(items), instruction=instruction, allow_reference_text=allow_reference_text)
         info = self._info_before(deadline)
-        check_bounds(prepared, info.bounds)
         call = Call.of(self._transport, info, dimensions=dimensions, max_pixels=max_pixels, truncate=truncate)
+        prepared = fit_all(prepared, info.bounds, truncate=truncate)
         outcomes = self._send(call, list(split(prepared, info.bounds, max_pixels)), deadline)
         if bad_items := [outcome for outcome in outcomes if isinstance(outcome, ItemError)]:
             raise InvalidInputError.of_items(bad_items, len(prepared))
@@ -269,9 +270,7 @@ class EmbeddingClient:
         items = as_iterable(items)
 
         def prepare_one(item: ItemLike) -> PreparedItem:
-            prepared = prepare_item(item, instruction, allow_reference_text)
-            check_item(prepared, bounds)
-            return prepared
+            return fit(prepare_item(item, instruction, allow_reference_text), bounds, truncate=truncate)
 
         info = self.info()
         bounds = info.bounds

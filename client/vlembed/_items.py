@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard, TypeVar
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._exceptions import InvalidInputError, ItemError
-from ._images import PillowImage, encode_array, encode_pillow, read_size
+from ._images import NoRangeError, PillowImage, encode_array, encode_pillow, read_size
 
 ImageLike: TypeAlias = Path | bytes | npt.NDArray[Any] | PillowImage
 ItemLike: TypeAlias = "str | ImageLike | Item"
@@ -46,8 +46,8 @@ class Item:
     text
         Any string. An empty one beside an image is no text; alone it is embedded as it is.
     image
-        The Path or the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file, bytes of a data: URI, a PIL image, or a numpy
-        array uint8 (H, W, 3) RGB or (H, W, 4) RGBA.
+        The Path or the bytes of a JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF file, bytes of a data: URI, a PIL image, or a
+        numpy array uint8 (H, W, 3) RGB or (H, W, 4) RGBA. It is embedded as a viewer shows it.
     instruction
         The task; the call's instruction by default.
     """
@@ -112,15 +112,15 @@ def prepare(items: Sequence[ItemLike], *, instruction: str | None, allow_referen
     return _for_each(items, lambda item: prepare_item(item, instruction, allow_reference_text))
 
 
-def check_bounds(items: Sequence[PreparedItem], bounds: Mapping[str, int]) -> None:
-    """Refuse what the server would refuse for its bytes.
+def fit_all(items: Sequence[PreparedItem], bounds: Mapping[str, int], *, truncate: bool) -> list[PreparedItem]:
+    """Cut texts to what the server takes, if that is asked for, and refuse what it would refuse for its bytes.
 
     Raises
     ------
     InvalidInputError
         Listing every item that is too large.
     """
-    _for_each(items, lambda item: check_item(item, bounds))
+    return _for_each(items, lambda item: fit(item, bounds, truncate=truncate))
 
 
 def _for_each(items: Sequence[T], step: Callable[[T], R]) -> list[R]:
@@ -164,19 +164,23 @@ def _refuse_reference(text: str) -> None:
         raise BadItemError("TEXT_IS_REFERENCE", f"the text {start!r} is {what}. You probably mean {meant}. {INSIST}")
 
 
-def check_item(item: PreparedItem, bounds: Mapping[str, int]) -> None:
-    """Raise `BadItemError` if the server would refuse an item for its bytes."""
+def fit(item: PreparedItem, bounds: Mapping[str, int], *, truncate: bool) -> PreparedItem:
+    """Cut an item's text to what the server takes, or raise `BadItemError` if it would refuse the item's bytes."""
     max_text_bytes, max_image_bytes = bounds["max_text_bytes"], bounds["max_image_bytes"]
+    if truncate and len(item.text) > max_text_bytes:
+        whole_characters = item.text[:max_text_bytes].decode(errors="ignore")
+        item = replace(item, text=whole_characters.encode())
     for name, size_bytes in (("text", len(item.text)), ("instruction", len(item.instruction))):
         if size_bytes > max_text_bytes:
+            cure = "Shorten or split it, or ask for truncation (truncate)" if name == "text" else "Shorten it"
             raise BadItemError(
-                "TEXT_TOO_LARGE",
-                f"{name} has {size_bytes} bytes; the server takes {max_text_bytes}. Shorten or split it.",
+                "TEXT_TOO_LARGE", f"{name} has {size_bytes} bytes; the server takes {max_text_bytes}. {cure}."
             )
     if len(item.image) > max_image_bytes * 4 // 3 + 100:  # a data: URI of the largest image; the server checks exactly
         raise BadItemError(
             "IMAGE_TOO_LARGE", f"image has {len(item.image)} bytes; the server takes {max_image_bytes}. Scale it down."
         )
+    return item
 
 
 def _encode_text(name: str, text: object) -> bytes:
@@ -209,14 +213,14 @@ def _image_bytes(image: object) -> bytes:
         try:
             if (size_bytes := image.stat().st_size) > MAX_FILE_BYTES:
                 raise BadItemError(
-                    "IMAGE_TOO_LARGE", f"image {str(image)!r} has {size_bytes} bytes. Scale it down, or pass another."
+                    "IMAGE_TOO_LARGE", f"image {_shown(image)} has {size_bytes} bytes. Scale it down, or pass another."
                 )
             return image.read_bytes()
         except (OSError, ValueError) as error:  # the latter for a NUL in the path
             reason = getattr(error, "strerror", None) or error
             raise BadItemError(
                 "FILE_UNREADABLE",
-                f"image {str(image)!r} cannot be read ({reason}; the working folder is {str(Path.cwd())!r}). "
+                f"image {_shown(image)} cannot be read ({reason}; the working folder is {str(Path.cwd())!r}). "
                 "Pass the path of an image file.",
             ) from error
     if isinstance(image, np.ndarray):
@@ -224,15 +228,20 @@ def _image_bytes(image: object) -> bytes:
             raise BadItemError(
                 "WRONG_ARRAY",
                 f"image is a numpy array {image.dtype} {image.shape}; it needs to be uint8 (H, W, 3) RGB or "
-                "(H, W, 4) RGBA. Convert it; pass several images as a list.",
+                "(H, W, 4) RGBA. Convert it, other numbers scaled to 0 ... 255; pass several images as a list.",
             )
         return encode_array(image)
     if _is_pillow(image):
         try:
             return encode_pillow(image)
+        except NoRangeError as error:
+            raise BadItemError(
+                "IMAGE_NO_RANGE", f"image is a PIL image whose {error}. Scale it to 0 ... 255 and convert it to mode L."
+            ) from error
         except Exception as error:  # Pillow decodes here, and its decoders raise anything
             raise BadItemError(
-                "IMAGE_UNDECODABLE", f"image {image!r} cannot be decoded ({error}). Pass one that Pillow can load."
+                "IMAGE_UNDECODABLE",
+                f"image {image!r} cannot be decoded ({str(error)[:200]}). Pass one that Pillow can load.",
             ) from error
     if isinstance(image, str):
         raise BadItemError(
@@ -246,6 +255,11 @@ def _image_bytes(image: object) -> bytes:
 def _is_pillow(value: object) -> TypeGuard[PillowImage]:
     module = sys.modules.get("PIL.Image")  # who holds a PIL image has imported it
     return module is not None and isinstance(value, module.Image)
+
+
+def _shown(path: Path) -> str:
+    """Return a path as messages show it: its end, if it is long."""
+    return repr(str(path)[-200:])
 
 
 def _type_name(value: object) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.samples import encode, image
 from vlembed import InvalidInputError, Item
-from vlembed._items import PreparedItem, as_sequence, check_bounds, prepare
+from vlembed._items import PreparedItem, as_sequence, fit_all, prepare
 
 PNG = encode(image())
 BOUNDS = {"max_text_bytes": 100, "max_image_bytes": 3000}
@@ -148,6 +148,11 @@ def broken_picture() -> Image.Image:
         (Path(), "FILE_UNREADABLE", "Is a directory"),
         (np.zeros((4, 4), np.uint8), "WRONG_ARRAY", "(4, 4)"),
         (np.zeros((4, 4, 3)), "WRONG_ARRAY", "float64"),
+        (np.zeros((4, 4, 3), np.uint16), "WRONG_ARRAY", "scaled to 0 ... 255"),
+        (np.zeros((4, 4, 4), np.float16), "WRONG_ARRAY", "float16"),
+        (Image.fromarray(np.zeros((4, 4), np.float32)), "IMAGE_NO_RANGE", "mode F does not say"),
+        (Image.fromarray(np.zeros((4, 4), np.int32)), "IMAGE_NO_RANGE", "convert it to mode L"),
+        (Path("a" * 5000), "FILE_UNREADABLE", "File name too long"),
         (np.zeros((2, 4, 4, 3), np.uint8), "WRONG_ARRAY", "as a list"),
         (np.zeros((0, 4, 3), np.uint8), "WRONG_ARRAY", "(0, 4, 3)"),
         (broken_picture(), "IMAGE_UNDECODABLE", "cannot be decoded"),
@@ -160,6 +165,7 @@ def test_wrong_items(item: Any, code: str, says: str) -> None:
     assert [(bad.index, bad.code) for bad in error.items] == [(1, code)]
     assert says in str(error)
     assert str(error).startswith("item 1 of 2: ")
+    assert len(str(error)) < 1000
 
 
 def test_all_wrong_items_are_told() -> None:
@@ -174,12 +180,21 @@ def test_bounds() -> None:
         PreparedItem(b"", b"i" * 4101, b""),
     ]
     with pytest.raises(InvalidInputError, match="item 1 of 4: text has 101 bytes; the server takes 100") as caught:
-        check_bounds(items, BOUNDS)
+        fit_all(items, BOUNDS, truncate=False)
     assert [(item.index, item.code) for item in caught.value.items] == [
         (1, "TEXT_TOO_LARGE"),
         (2, "TEXT_TOO_LARGE"),
         (3, "IMAGE_TOO_LARGE"),
     ]
+
+
+@pytest.mark.parametrize("character", ["a", "é", "猫", "🐱"])
+def test_texts_are_cut_on_request_between_characters(character: str) -> None:
+    (cut,) = fit_all([PreparedItem(("x" + character * 101).encode(), b"", b"")], BOUNDS, truncate=True)
+    assert cut.text.decode() == "x" + character * (99 // len(character.encode()))
+    with pytest.raises(InvalidInputError, match="instruction has 101 bytes") as caught:
+        fit_all([PreparedItem(b"a" * 101, b"", b"b" * 101)], BOUNDS, truncate=True)
+    assert "truncate" not in str(caught.value)
 
 
 def test_other_bytes_are_bytes() -> None:

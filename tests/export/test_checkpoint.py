@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -93,6 +94,8 @@ def test_fingerprint_follows_everything_a_vector_depends_on(folder: Path) -> Non
     before = open_checkpoint(str(folder)).fingerprint(options)
     assert open_checkpoint(str(folder)).fingerprint(options) == before
     assert open_checkpoint(str(folder)).fingerprint({"precision": "int8"}) != before
+    stored = dataclasses.replace(open_checkpoint(str(folder)), exif_orientation=False)
+    assert (stored.preprocessing()["exif_orientation"], stored.fingerprint(options) == before) == (False, False)
     seen = {before}
     for name, change in {
         "weights": lambda: write_checkpoint(folder, "tiny", seed=1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.__main__ import export
+from export.__main__ import export, write_small_files
 from export.checkpoint import Checkpoint, ExportError
 from export.repository import TEMPLATE
 from export.variants import VARIANTS
@@ -25,8 +26,8 @@ FILES = {
     "info/1/info.json", "info/1/model.py", "info/config.pbtxt",
     "language_model/1/model.onnx", "language_model/1/model.onnx.data", "language_model/config.pbtxt",
     "pooling/1/model.py", "pooling/config.pbtxt",
-    "preprocess/1/images.py", "preprocess/1/model.py", "preprocess/1/preprocessing.json",
-    "preprocess/1/preprocessing.py", "preprocess/1/tokenizer.json", "preprocess/config.pbtxt",
+    *(f"preprocess/1/{path.name}" for path in TEMPLATE.glob("preprocess/1/*.py") if path.name != "settings.py"),
+    "preprocess/1/preprocessing.json", "preprocess/1/tokenizer.json", "preprocess/config.pbtxt",
     "vision_encoder/1/model.onnx", "vision_encoder/1/model.onnx.data", "vision_encoder/config.pbtxt",
 }  # fmt: skip
 
@@ -56,6 +57,17 @@ def test_info(repository: Path, checkpoint: Checkpoint) -> None:
     assert (info["dimensions"], info["min_dimensions"]) == (128, 64)
     fingerprint = checkpoint.fingerprint({"precision": "fp32"})
     assert info["variants"] == {"cpu": {"precision": "fp32", "fingerprint": fingerprint}}
+
+
+def test_whether_pictures_are_turned_is_written(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    for folder in ("preprocess/1", "info/1"):
+        (tmp_path / folder).mkdir(parents=True)
+    as_stored = dataclasses.replace(checkpoint, exif_orientation=False)
+    write_small_files(tmp_path, as_stored, "fp32")
+    assert json.loads((tmp_path / "preprocess/1/preprocessing.json").read_text())["exif_orientation"] is False
+    info = json.loads((tmp_path / "info/1/info.json").read_text())
+    assert info["fingerprint"] == as_stored.fingerprint({"precision": "fp32"})
+    assert info["fingerprint"] != checkpoint.fingerprint({"precision": "fp32"})
 
 
 def test_an_existing_repository_is_kept_unless_told(checkpoint: Checkpoint, repository: Path, tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from preprocessing import Bounds, PackError, Preprocessor
+from preprocessing import Bounds, PackError, Preprocessor, check_parameters
 from tests.reference import Reference
 from tests.samples import INSTRUCTIONS, TEXTS, encode, image
 
@@ -133,6 +135,62 @@ def test_over_long_text_is_an_error_or_cut_on_request(folder: Path, reference: R
     tail = [i for i in range(1, end + 1) if whole[-i:] == pack.input_ids[0, 60 - i : 60].tolist()]
     assert tail, "the prompt's end must survive the cut"
     assert pack.input_ids[0, :40].tolist() == whole[:40]
+
+
+@pytest.mark.parametrize("text", ["cat sofa ", "猫睡觉。", "🐱 é ", "def f(x):\n    "])
+@pytest.mark.parametrize("extra", [0, 1, 2, 3])
+def test_a_text_of_too_many_bytes_is_cut_as_its_tokens_would_be(folder: Path, text: str, extra: int) -> None:
+    """The bytes are cut before they are tokenised, in the middle of a character too, and nothing of it is seen."""
+    whole = "x" * extra + text * 2000
+    unbounded = Preprocessor(folder, dataclasses.replace(Bounds(), max_tokens=60))
+    small = Preprocessor(folder, dataclasses.replace(Bounds(), max_tokens=60, max_text_bytes=1000))
+    ours = small(text=[whole.encode(), b"fine"], truncate=True)
+    theirs = unbounded(text=[whole.encode(), b"fine"], truncate=True)
+    np.testing.assert_array_equal(ours.input_ids, theirs.input_ids)
+    assert ours.num_text_tokens[0] == 60
+    with pytest.raises(PackError, match=r"bytes; the server takes 1000.*truncate"):
+        small(text=[whole.encode()])
+
+
+def test_a_text_of_few_tokens_is_cut_by_its_bytes_alone(folder: Path) -> None:
+    small = Preprocessor(folder, dataclasses.replace(Bounds(), max_text_bytes=100))
+    ours, theirs = small(text=["é".encode() * 99], truncate=True), small(text=["é".encode() * 50])
+    np.testing.assert_array_equal(ours.input_ids, theirs.input_ids)
+
+
+def test_an_over_long_instruction_is_named_and_never_cut(folder: Path) -> None:
+    small = Preprocessor(folder, dataclasses.replace(Bounds(), max_tokens=100, max_text_bytes=1000))
+    for text, truncate in ((b"a", False), (b"a", True), (b"cat " * 200, True), (b"cat " * 900, True)):
+        with pytest.raises(PackError) as error:
+            small(text=[text], instruction=[b"Find " * 150], truncate=truncate)
+        _, line, details = expect(error)
+        assert [item["code"] for item in details["items"]] == ["INSTRUCTION_TOO_LONG"]
+        assert "shorten it" in line
+    with pytest.raises(PackError, match="instruction has 1001 bytes") as error:
+        small(text=[b"a"], instruction=[b"b" * 1001], truncate=True)
+    assert expect(error)[2]["items"][0]["code"] == "TEXT_TOO_LARGE"
+
+
+def test_pictures_are_turned_as_the_settings_say(folder: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(image(96, 64), "JPEG", exif=exif)
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    settings = json.loads((folder / "preprocessing.json").read_text())
+    assert settings["exif_orientation"] is True
+    (tmp_path / "preprocessing.json").write_text(json.dumps(settings | {"exif_orientation": False}))
+    assert Preprocessor(folder, Bounds())(image=[data]).grid_thw.tolist() == [[[1, 6, 4]]]
+    assert Preprocessor(tmp_path, Bounds())(image=[data]).grid_thw.tolist() == [[[1, 4, 6]]]
+
+
+def test_unknown_parameters_are_refused() -> None:
+    check_parameters({})
+    check_parameters({"triton_of_a_later_release": True})
+    for parameters in ({"dimensions": 64}, {"truncate": True, "x" * 10_000: 1}):
+        with pytest.raises(PackError, match="Options are input tensors") as error:
+            check_parameters(parameters)
+        assert error.value.code == "PARAMETER_UNKNOWN"
+        assert len(str(error.value)) < 600
 
 
 def test_visual_tokens_are_never_cut(folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple, Protocol, TypeAlias
 
 from .._exceptions import InvalidInputError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
 KEY = "__key__"  # the field that names a sample, webdataset's name for it
 START_BYTES = 512  # that tell what a file is
 UNPACK = "unpack it, for rows are found by their offset"

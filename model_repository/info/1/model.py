@@ -30,4 +30,10 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Give the answer."""
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("info", self.answer)]) for _ in requests]
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        if not all(name.startswith("triton_") for name in json.loads(request.parameters() or "{}")):
+            message = "info takes no request parameters. Leave them out."
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+        return pb_utils.InferenceResponse([pb_utils.Tensor("info", self.answer)])

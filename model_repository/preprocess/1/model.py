@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from preprocessing import Bounds, PackError, Preprocessor
+from preprocessing import Bounds, PackError, Preprocessor, check_parameters
 
 
 class TritonPythonModel:
@@ -27,6 +27,7 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> Any:
         try:
+            check_parameters(json.loads(request.parameters() or "{}"))
             pack = self.preprocessor(
                 text=_values(request, "text"),
                 image=_values(request, "image"),

@@ -1,7 +1,7 @@
 """A pack of texts and encoded images to packed tokens, positions and patches: everything before the model.
 
-Knows the prompt, the tokenizer, positions, bounds and what to say of bad input; knows nothing of Triton, and neither
-torch nor transformers is imported. `images` knows pixels.
+Knows packs, and what to say of bad input; knows nothing of Triton, and neither torch nor transformers is imported.
+`prompt` knows the tokenizer and positions, `images` pixels.
 
 Letters: n items of the pack, T tokens, V visual tokens, D hidden size.
 """
@@ -9,11 +9,9 @@ Letters: n items of the pack, T tokens, V visual tokens, D hidden size.
 from __future__ import annotations
 
 import json
-import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,30 +19,11 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from images import MERGE, PATCH_SIZE, ItemError, OpenImage, open_image, write_patches
-
-MAX_CACHED_INSTRUCTION = 1000  # characters; a stranger's long ones would fill the memory
-MAX_ERROR_BYTES = 6000  # a gRPC client takes 8192 of metadata, which carry the error, unless it asks for more
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What one request may cost; the `parameters` of preprocess/config.pbtxt."""
-
-    max_items: int = 64  # items of a pack
-    max_tokens: int = 8192  # tokens of an item, template and image included
-    max_pack_tokens: int = 16384  # tokens of a pack
-    max_pack_image_tokens: int = 4096  # visual tokens of a pack
-    max_text_bytes: int = 262_144  # UTF-8 bytes of a text or an instruction
-    max_image_bytes: int = 20_971_520  # bytes of an encoded image
-    max_image_pixels: int = 67_108_864  # pixels of an image, checked before decoding
-    min_pixels: int = 4096  # an image is scaled up to at least this
-    max_pixels: int = 1_843_200  # and down to at most this: 1800 visual tokens
-
-    @classmethod
-    def from_parameters(cls, parameters: Mapping[str, Mapping[str, str]]) -> Bounds:
-        """Read the `parameters` of a model configuration, as Triton passes them."""
-        return cls(**{field.name: int(parameters[field.name]["string_value"]) for field in fields(cls)})
+from bounds import Bounds as Bounds
+from errors import ItemError, shown
+from errors import PackError as PackError
+from images import MERGE, PATCH_SIZE, OpenImage, open_image, write_patches
+from prompt import Prompt, positions
 
 
 @dataclass(frozen=True)
@@ -66,107 +45,6 @@ class Layout(NamedTuple):
     input_ids: list[int]
     position_ids: npt.NDArray[np.int32]  # (T, 3)
     num_image_tokens: int
-
-
-class PackError(ValueError):
-    """A pack is refused. The message is a line for people, then a JSON object for programs, with every bad item.
-
-    Index and code of every item are always there; its message is too, as long as the whole stays a legal gRPC error.
-    """
-
-    def __init__(self, code: str, message: str, items: Mapping[int, ItemError] | None = None) -> None:
-        bad = sorted((items or {}).items())
-        details = [{"index": index, "code": error.code, "message": ""} for index, error in bad]
-        size_bytes = len(json.dumps([message, details]))
-        for detail, (_, error) in zip(details, bad, strict=True):
-            size_bytes += len(json.dumps(str(error)))
-            if size_bytes > MAX_ERROR_BYTES:
-                break
-            detail["message"] = str(error)
-        super().__init__(f"{message}\n{json.dumps({'code': code, 'items': details})}")
-        self.code = code
-
-    @classmethod
-    def of_items(cls, errors: Mapping[int, ItemError], num_items: int) -> PackError:
-        """Refuse a pack for its bad items, all of them at once."""
-        first = min(errors)
-        others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        return cls("INVALID_ITEMS", f"item {first} of {num_items}: {errors[first]}{others}", errors)
-
-
-class Prompt:
-    """The checkpoint's chat template as token ids, from the pieces that export took out of it.
-
-    User text is always encoded as plain text: `<|im_end|>` in it is nine ordinary tokens or so, never the special one.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, pieces: Mapping[str, str], image_token: str) -> None:
-        self._tokenizer = tokenizer
-        special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
-        self._special = re.compile("(" + "|".join(map(re.escape, special)) + ")")
-        # What the tokenizer's own post-processor adds around a sequence: one <|endoftext|> at the end of the real one.
-        bare, full = tokenizer.encode("x", add_special_tokens=False).ids, tokenizer.encode("x").ids
-        start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-        self._begin, end = full[:start], full[start + len(bare) :]
-        tokenizer.encode_special_tokens = True
-        self._before_instruction = pieces["before_instruction"]
-        # The last plain piece before the user's content ("user\n") is tokenised together with the text that follows it.
-        self._after_instruction, self._user = self._split_last(pieces["after_instruction"])
-        self._user_ids = self._plain(self._user)
-        before_pads, after_pads = pieces["image"].split(image_token)
-        self._before_pads, self._after_pads = self.encode(before_pads), self.encode(after_pads)
-        self._pad = self._id(image_token)
-        self._end = self.encode(pieces["after_content"]) + end
-        self._cached_lead = lru_cache(maxsize=256)(self._encode_lead)
-        self.sentinel = [self._pad]  # the item of one visual token that an imageless pack carries
-
-    def _split_last(self, piece: str) -> tuple[str, str]:
-        parts = self._special.split(piece)
-        return "".join(parts[:-1]), parts[-1]
-
-    def encode(self, template: str) -> list[int]:
-        """Encode a piece of the template: special tokens as such, the rest as text."""
-        ids: list[int] = []
-        for part in self._special.split(template):
-            ids += [self._id(part)] if self._special.fullmatch(part) else self._plain(part)
-        return ids
-
-    def _id(self, token: str) -> int:
-        token_id = self._tokenizer.token_to_id(token)
-        if token_id is None:
-            raise ValueError(f"tokenizer.json has no token {token!r}; export the checkpoint again.")
-        return token_id
-
-    def _plain(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids) if text else []
-
-    def _lead(self, instruction: str) -> list[int]:
-        is_short = len(instruction) <= MAX_CACHED_INSTRUCTION
-        return self._cached_lead(instruction) if is_short else self._encode_lead(instruction)
-
-    def _encode_lead(self, instruction: str) -> list[int]:
-        before, open_piece = self._split_last(self._before_instruction)
-        lead = self._begin + self.encode(before) + self._plain(open_piece + instruction)
-        return lead + self.encode(self._after_instruction)
-
-    def item(self, instruction: str, text: str, num_image_tokens: int, limit: int) -> tuple[list[int], int, int]:
-        """Lay out one item.
-
-        Returns its token ids, with the text cut so that they stay within `limit` where that is possible, the index of
-        the first visual token, and how many tokens the whole item has.
-        """
-        ids = list(self._lead(instruction))
-        if num_image_tokens:
-            ids += self._user_ids + self._before_pads
-            first_pad = len(ids)
-            ids += [self._pad] * num_image_tokens + self._after_pads
-            content, least = self._plain(text), 0
-        else:
-            first_pad = len(ids)
-            content, least = self._plain(self._user + text), len(self._user_ids)
-        total = len(ids) + len(content) + len(self._end)
-        keep = max(least, len(content) - max(0, total - limit))
-        return ids + content[:keep] + self._end, first_pad, total
 
 
 class Preprocessor:
@@ -193,6 +71,7 @@ class Preprocessor:
         self.min_dimensions: int = settings["min_dimensions"]
         self.image_embeds_size: int = settings["image_embeds_size"]  # 4D for a DeepStack of three
         self.default_instruction: str = settings["default_instruction"]
+        self.exif_orientation: bool = settings["exif_orientation"]  # whether pictures are turned as EXIF says
         self._prompt = Prompt(tokenizer, settings["prompt"], settings["image_token"])
 
     def __call__(
@@ -218,7 +97,8 @@ class Preprocessor:
         max_pixels
             Image budget of this request, within the bounds.
         truncate
-            Cut over-long text to `max_tokens` instead of refusing it; `num_text_tokens` tells what was left.
+            Cut over-long text to `max_text_bytes` and `max_tokens` instead of refusing it; `num_text_tokens` tells
+            what was left.
 
         Raises
         ------
@@ -243,7 +123,7 @@ class Preprocessor:
         instructions = each(
             lambda i: self._instruction(instruction[i % len(instruction)]) if instruction else self.default_instruction
         )
-        texts = each(lambda i: self._text(text[i]) if text else "")
+        texts = each(lambda i: self._text(text[i], truncate=truncate) if text else "")
         pixels = self.bounds.max_pixels if max_pixels is None else max_pixels
         images: list[OpenImage | None] = each(lambda i: self._open(image[i] if image else b"", pixels))
         if text is None:
@@ -336,12 +216,13 @@ class Preprocessor:
                     "PACK_TOO_LARGE", f"the pack has {size} {what}; the server takes {bound}. Send it in parts."
                 )
 
-    def _text(self, data: bytes, name: str = "text") -> str:
-        if len(data) > self.bounds.max_text_bytes:
-            raise ItemError(
-                "TEXT_TOO_LARGE",
-                f"{name} has {len(data)} bytes; the server takes {self.bounds.max_text_bytes}. Shorten or split it.",
-            )
+    def _text(self, data: bytes, name: str = "text", *, truncate: bool = False) -> str:
+        bound = self.bounds.max_text_bytes
+        if len(data) > bound and truncate:  # before anything huge is tokenised
+            data = _cut(data, bound)
+        elif len(data) > bound:
+            cure = "Shorten or split it, or ask for truncation (truncate)" if name == "text" else "Shorten it"
+            raise ItemError("TEXT_TOO_LARGE", f"{name} has {len(data)} bytes; the server takes {bound}. {cure}.")
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -367,6 +248,7 @@ class Preprocessor:
             max_pixels=max_pixels,
             max_image_bytes=bounds.max_image_bytes,
             max_image_pixels=bounds.max_image_pixels,
+            exif_orientation=self.exif_orientation,
         )
 
     def _layout(self, instruction: str, text: str, opened: OpenImage | None, truncate: bool) -> Layout:
@@ -374,12 +256,23 @@ class Preprocessor:
         limit = self.bounds.max_tokens
         ids, first_pad, total = self._prompt.item(instruction, text, num_image_tokens, limit)
         if len(ids) > limit or (total > limit and not truncate):
-            raise ItemError(
-                "TEXT_TOO_LONG",
-                f"the item has {total} tokens ({num_image_tokens} of them visual); the server takes {limit}. "
-                "Shorten the text or ask for truncation (truncate).",
+            raise self._too_long(instruction, num_image_tokens, total)
+        return Layout(ids, positions(len(ids), first_pad, opened.grid if opened else None), num_image_tokens)
+
+    def _too_long(self, instruction: str, num_image_tokens: int, total: int) -> ItemError:
+        limit = self.bounds.max_tokens
+        message = f"the item has {total} tokens ({num_image_tokens} of them visual); the server takes {limit}."
+        _, _, without_text = self._prompt.item(instruction, "", num_image_tokens, limit)
+        _, _, least = self._prompt.item(self.default_instruction, "", num_image_tokens, limit)
+        if least > limit:
+            return ItemError("TEXT_TOO_LONG", f"{message} Visual tokens are never cut: lower max_pixels.")
+        if without_text > limit:
+            own = without_text - least
+            return ItemError(
+                "INSTRUCTION_TOO_LONG",
+                f"{message} Its instruction takes {own} more than the default one, and is never cut: shorten it.",
             )
-        return Layout(ids, _positions(len(ids), first_pad, opened.grid if opened else None), num_image_tokens)
+        return ItemError("TEXT_TOO_LONG", f"{message} Shorten the text or ask for truncation (truncate).")
 
     def _patches(
         self, images: Sequence[OpenImage | None], each: Callable[[Callable[[int], Any]], list[Any]]
@@ -397,6 +290,22 @@ class Preprocessor:
         return patches, [(1, rows * MERGE, columns * MERGE) for rows, columns in (o.grid for o in images if o)]
 
 
+def check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Refuse request parameters, which nobody would read; Triton keeps its own to itself, or names them `triton_*`.
+
+    Raises
+    ------
+    PackError
+        There is one. A header that Triton is told to forward is one, too.
+    """
+    if unknown := sorted(name for name in parameters if not name.startswith("triton_")):
+        raise PackError(
+            "PARAMETER_UNKNOWN",
+            f"the request has the parameter {shown(unknown[0])}, one of {len(unknown)}, which nobody reads. "
+            "Options are input tensors: instruction, dimensions, max_pixels, truncate.",
+        )
+
+
 def _require_image(opened: OpenImage | None) -> None:
     if opened is None:
         raise ItemError("ITEM_EMPTY", "image is empty and there is no text. Send an encoded image, or a text.")
@@ -407,18 +316,9 @@ def _require_content(text: str, opened: OpenImage | None) -> None:
         raise ItemError("ITEM_EMPTY", "image and text are both empty. Send an encoded image, a text, or both.")
 
 
-def _positions(num_tokens: int, first_pad: int, grid: tuple[int, int] | None) -> npt.NDArray[np.int32]:
-    """Return M-RoPE positions, int32 (T, 3): text counts on, an image opens a plane of rows and columns.
-
-    Source: `get_rope_index` of Qwen3-VL in transformers.
-    """
-    positions = np.repeat(np.arange(num_tokens, dtype=np.int32)[:, None], 3, axis=1)
-    if grid is not None:
-        rows, columns = grid
-        end = first_pad + rows * columns
-        plane = positions[first_pad:end]
-        plane[:, 0] = first_pad
-        plane[:, 1] = first_pad + np.repeat(np.arange(rows), columns)
-        plane[:, 2] = first_pad + np.tile(np.arange(columns), rows)
-        positions[end:] += max(rows, columns) - rows * columns
-    return positions
+def _cut(text: bytes, size_bytes: int) -> bytes:
+    """Return the start of a UTF-8 text, of at most `size_bytes`, without a part of a character at its end."""
+    end = size_bytes
+    while end > size_bytes - 4 and text[end] & 0xC0 == 0x80:  # a character goes on here
+        end -= 1
+    return text[:end]

@@ -10,9 +10,10 @@ from typing import Any
 
 DEFAULT_INSTRUCTION = "Represent the user's input."  # of the official embedder
 MIN_DIMENSIONS = 64  # of the model card: Matryoshka sizes from 64
+IMAGE_RULES = 2  # of `decode`; counted up when an image may give other pixels, since the fingerprint has to change
 
 
-def preprocessing_settings(config: Any, tokenizer: Any) -> dict[str, Any]:
+def preprocessing_settings(config: Any, tokenizer: Any, *, exif_orientation: bool = True) -> dict[str, Any]:
     """Return what `Preprocessor` reads from preprocessing.json.
 
     Parameters
@@ -21,6 +22,8 @@ def preprocessing_settings(config: Any, tokenizer: Any) -> dict[str, Any]:
         The Qwen3VLConfig of the checkpoint.
     tokenizer
         Its tokenizer, with the chat template.
+    exif_orientation
+        Whether pictures are turned upright as EXIF says; the official script turns TIFF alone.
 
     Raises
     ------
@@ -35,6 +38,8 @@ def preprocessing_settings(config: Any, tokenizer: Any) -> dict[str, Any]:
         # main features and DeepStack features of a visual token: 4D for a DeepStack of three
         "image_embeds_size": (1 + len(config.vision_config.deepstack_visual_indexes)) * hidden_size,
         "default_instruction": DEFAULT_INSTRUCTION,
+        "image_rules": IMAGE_RULES,
+        "exif_orientation": exif_orientation,
         "image_token": image_token,
         "prompt": _prompt_pieces(tokenizer, image_token),
     }

@@ -37,10 +37,14 @@ ALLOWED = {
     "demo/": {"PIL", "vlembed"},
     "demo/untrained.py": {"tokenizers", "torch", "transformers"},
     "demo/train.py": {"torch"},
+    "benchmark/gpu.py": {"PIL", "demo", "export", "numpy", "onnxruntime", "server", "torch", "transformers", "vlembed"},
     "benchmark/": {"PIL", "images", "numpy", "onnxruntime", "preprocessing", "server", "transformers", "vlembed"},
 }
 # Imported inside a function, by those who use that extra, or for type checkers alone.
-LAZY = {"client/vlembed/": {"PIL", "typing_extensions", "faiss", "pymilvus", "pyarrow", "ray", "tqdm"}}
+LAZY = {
+    "client/vlembed/": {"PIL", "typing_extensions", "faiss", "pymilvus", "pyarrow", "ray", "tqdm"},
+    "benchmark/gpu.py": {"sentence_transformers"},
+}
 
 
 def rule(rules: dict[str, set[str]], path: str) -> set[str]:

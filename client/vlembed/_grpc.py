@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import SplitResult
 
@@ -12,7 +14,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from ._exceptions import ConnectError, ProtocolError, RequestTimeoutError, VlembedError
-from ._transport import TLS, Tensors, closed, refusal
+from ._transport import TLS, Tensors, check_request_id, closed, new_request_id, refusal
 
 CHANNEL_ARGS = [
     ("grpc.max_send_message_length", -1),
@@ -36,7 +38,8 @@ class GrpcTransport:
         self._url = address.geturl()
         self._headers = {name.lower(): value for name, value in (headers or {}).items()}  # gRPC knows lower case only
         files = {name: str(file) for name, file in vars(tls or TLS()).items() if file is not None}
-        self._client = grpc.InferenceServerClient(
+        self._connect = partial(
+            grpc.InferenceServerClient,
             address.netloc,
             ssl=address.scheme == "grpcs",
             root_certificates=files.get("ca_file"),
@@ -44,19 +47,34 @@ class GrpcTransport:
             private_key=files.get("key_file"),
             channel_args=CHANNEL_ARGS,
         )
+        self._open_client: Any = None
+        self._opening = threading.Lock()
         self._is_closed = False
+
+    @property
+    def _client(self) -> Any:
+        """The channel, made when it is needed: a process that has none forks without harm."""
+        with self._opening:
+            if self._is_closed:
+                raise closed()
+            if self._open_client is None:
+                self._open_client = self._connect()
+            return self._open_client
 
     def infer(
         self, model: str, inputs: Tensors, outputs: Sequence[str], timeout_s: float
     ) -> dict[str, npt.NDArray[Any]]:
         """See `Transport`."""
+        request_id = new_request_id()
         result = self._call(
             self._client.infer,
             timeout_s,
             model_name=model,
+            request_id=request_id,
             inputs=[_input(name, value) for name, value in inputs.items()],
             outputs=[grpc.InferRequestedOutput(name) for name in outputs],
         )
+        check_request_id(self._url, request_id, result.get_response().id)
         try:
             arrays = {name: result.as_numpy(name) for name in outputs}
         except Exception as error:  # tritonclient's parser raises anything on a broken answer
@@ -73,12 +91,12 @@ class GrpcTransport:
 
     def close(self) -> None:
         """See `Transport`."""
-        self._is_closed = True
-        self._client.close()
+        with self._opening:
+            self._is_closed = True
+        if self._open_client is not None:
+            self._open_client.close()
 
     def _call(self, method: Any, timeout_s: float, **arguments: Any) -> Any:
-        if self._is_closed:
-            raise closed()
         try:
             return method(**arguments, headers=self._headers, client_timeout=timeout_s)
         except InferenceServerException as error:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ._checks import whole_number
 from ._client import DEFAULT_QUERY_INSTRUCTION, EmbeddingClient, ItemOptions
 from ._exceptions import InvalidInputError, ServerError, VlembedError
 from ._faiss_store import FaissStore
@@ -309,8 +310,7 @@ class Index:
     def _search(
         self, batch: Batch, k: int, where: Where | None, fingerprint: str | None, options: ItemOptions
     ) -> Matches:
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise InvalidInputError(f"k is {k!r}. Pass a whole number, 1 or more.")
+        k = whole_number("k", k, 1)
         conditions = parse_where(where)
         check_options(batch, options)
         if not isinstance(batch, Embeddings | np.ndarray):
@@ -318,7 +318,7 @@ class Index:
             batch = client.embed_query(batch, info.instruction, dimensions=info.dimensions, **options)
         vectors = self._checked_vectors("queries", batch, fingerprint)
         vectors = unit(vectors, row_norms("queries", vectors, refuse_zero=True), np.float32)
-        return self._store.search(vectors, int(k), conditions)
+        return self._store.search(vectors, k, conditions)
 
     def _change(
         self,

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ._checks import whole_number
 from ._client import EmbeddingClient, ItemOptions
 from ._exceptions import InvalidInputError
 from ._filters import encode_metadata, is_plain
@@ -116,15 +117,15 @@ def new_info(
         served = client.info()
         dimensions = served.dimensions if dimensions is None else dimensions
         fingerprint = served.fingerprint if fingerprint is None else fingerprint
-    if isinstance(dimensions, bool) or not isinstance(dimensions, int | np.integer) or dimensions < 1:
-        raise InvalidInputError(f"dimensions is {dimensions!r}. Pass a whole number, 1 or more.")
-    if client is not None and not served.min_dimensions <= dimensions <= served.dimensions:
-        raise InvalidInputError(
-            f"dimensions is {dimensions}; this server takes {served.min_dimensions} to {served.dimensions}."
+    if client is None:
+        dimensions = whole_number("dimensions", dimensions, 1)
+    else:
+        dimensions = whole_number(
+            "dimensions", dimensions, served.min_dimensions, served.dimensions, taker="this server"
         )
     if not isinstance(fingerprint, str) or not isinstance(instruction, str):
         raise InvalidInputError(f"fingerprint is {fingerprint!r}, instruction {instruction!r}. Pass a str for each.")
-    info = IndexInfo(fingerprint, int(dimensions), instruction, kind, options)
+    info = IndexInfo(fingerprint, dimensions, instruction, kind, options)
     if client is not None:
         info.check_model("the client's server embeds", served.fingerprint)
     return info

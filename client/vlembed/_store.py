@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
+from ._checks import whole_number
 from ._exceptions import InvalidInputError
 from ._filters import Condition
 
@@ -192,11 +193,11 @@ def choose(kind: str, options: Mapping[str, int], offered: Mapping[str, Mapping[
     if not isinstance(kind, str) or kind not in offered:
         raise InvalidInputError(f"kind is {kind!r}. Pass one of {', '.join(map(repr, offered))}.")
     defaults = offered[kind]
-    for name, value in options.items():
+    for name in options:
         if name not in defaults:
             known = f"takes {', '.join(defaults)}" if defaults else "takes none"
             raise InvalidInputError(f"{name} is no option of an index of kind {kind!r}, which {known}.")
-        least, most = OPTION_BOUNDS.get(name, ANY_OPTION_BOUNDS)
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
-            raise InvalidInputError(f"{name} is {value!r}. Pass a whole number, {least} to {most}.")
-    return {**defaults, **{name: int(value) for name, value in options.items()}}
+    checked = {
+        name: whole_number(name, value, *OPTION_BOUNDS.get(name, ANY_OPTION_BOUNDS)) for name, value in options.items()
+    }
+    return {**defaults, **checked}

@@ -9,21 +9,22 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
-from typing import Any
+from types import MethodType
+from typing import Any, TypeAlias
 
-_methods: set[weakref.WeakMethod[Callable[[], None]]] = set()
+Callback: TypeAlias = Callable[[], None]
+
+_callbacks: set[weakref.ref[Callback]] = set()
 _inherited: list[Any] = []
 
 
-def call_after_fork(method: Callable[[], None]) -> None:
-    """Have a method called in every forked child, as long as its object lives.
+def call_after_fork(callback: Callback) -> None:
+    """Have a function called in every forked child; a method, as long as its object lives.
 
-    Parameters
-    ----------
-    method
-        Bound. It puts new things in the place of old ones, and neither waits, closes nor raises.
+    It puts new things in the place of old ones, and neither waits, closes nor raises.
     """
-    _methods.add(weakref.WeakMethod(method, _methods.discard))
+    reference = weakref.WeakMethod if isinstance(callback, MethodType) else weakref.ref
+    _callbacks.add(reference(callback, _callbacks.discard))
 
 
 def keep(inherited: Any) -> None:
@@ -32,8 +33,8 @@ def keep(inherited: Any) -> None:
 
 
 def _call_all() -> None:
-    for method in [living for reference in tuple(_methods) if (living := reference())]:
-        method()
+    for callback in [living for reference in tuple(_callbacks) if (living := reference())]:
+        callback()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks

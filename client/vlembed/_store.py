@@ -119,6 +119,9 @@ class Matches(Sequence[list[Match]]):
             return Matches(self._queries[index], self._read)
         return self._read(self._queries[index])
 
+    def __reduce__(self) -> tuple[type[Matches], tuple[range, Callable[[int], list[Match]]]]:
+        return Matches, (range(len(self)), list(self).__getitem__)
+
     def __repr__(self) -> str:
         return f"<Matches of {len(self)} queries>"
 
@@ -180,6 +183,15 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Let go of connections and files."""
+
+    def after_fork(self, *, is_changing: bool) -> bool:
+        """Put new locks and connections in the place of the parent's, and tell whether the child can use the rows.
+
+        Parameters
+        ----------
+        is_changing
+            Another thread was at work on a change, or on a copy for a file, when the process was forked.
+        """
 
 
 def choose(kind: str, options: Mapping[str, int], offered: Mapping[str, Mapping[str, int]]) -> dict[str, int]:

@@ -20,7 +20,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import serialize_byte_tensor
 
-from tests.client.conftest import INFO, GrpcStub, HttpStub
+from tests.client.conftest import INFO, REQUEST_ID, GrpcStub, HttpStub
 from vlembed import (
     TLS,
     ConnectError,
@@ -223,9 +223,10 @@ def info_tensor() -> np.ndarray:
 
 def http_answer(**tensors: np.ndarray) -> tuple[dict[str, str], bytes]:
     """Build an answer as Triton does; the request's form is the same."""
-    headers, body = encode(tensors, ())
+    headers, body = encode(tensors, (), REQUEST_ID)
     length = int(headers[HEADER_LENGTH])
-    head = json.dumps({"outputs": json.loads(body[:length])["inputs"]}).encode()
+    request = json.loads(body[:length])
+    head = json.dumps({"id": request["id"], "outputs": request["inputs"]}).encode()
     return {HEADER_LENGTH: str(len(head))}, head + body[length:]
 
 
@@ -238,7 +239,8 @@ def test_http_tensors_come_back_as_they_went() -> None:
         "nothing": np.zeros((0, 3), np.float32),
     }
     headers, body = http_answer(**tensors)
-    decoded = decode(body, headers[HEADER_LENGTH], list(tensors))
+    answered_id, decoded = decode(body, headers[HEADER_LENGTH], list(tensors))
+    assert answered_id == REQUEST_ID
     for name, value in tensors.items():
         np.testing.assert_array_equal(decoded[name], value)
         assert decoded[name].dtype == value.dtype

@@ -5,7 +5,7 @@ Each check returns the value as a plain Python object, so numpy's numbers are we
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,9 +19,17 @@ MAX_SHOWN_LETTERS = 80  # of a value in a message, which must not grow with the 
 
 
 def shown(value: object) -> str:
-    """Return the repr of a value, cut to what a message can hold."""
-    text = repr(value)
+    """Return the repr of a value, cut to what a message can hold; its type if it has none."""
+    try:
+        text = repr(value)
+    except Exception:  # whole numbers of thousands of digits have none, and classes of users may raise anything
+        return f"of type {type_name(value)}"
     return text if len(text) <= MAX_SHOWN_LETTERS else f"{text[:MAX_SHOWN_LETTERS]}..."
+
+
+def type_name(value: object) -> str:
+    """Return the full name of a value's type."""
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
 
 
 def whole_number(name: str, value: Any, least: int, most: int | None = None, *, taker: str = "", cure: str = "") -> int:
@@ -68,6 +76,12 @@ def seconds(name: str, value: Any, *, may_be_zero: bool = False) -> float:
     return float(value)
 
 
+def one_of(name: str, value: Any, choices: Collection[str]) -> None:
+    """Refuse what is none of some strings; errors as of `whole_number`."""
+    if not isinstance(value, str) or value not in choices:
+        raise InvalidInputError(f"{name} is {shown(value)}. Pass one of {', '.join(map(repr, choices))}.")
+
+
 def flag(name: str, value: Any) -> bool:
     """Return True or False; errors as of `whole_number`."""
     if not isinstance(value, bool | np.bool_):
@@ -78,7 +92,7 @@ def flag(name: str, value: Any) -> bool:
 def mapping(name: str, value: Any) -> dict[str, Any]:
     """Return a mapping from str as a dict; errors as of `whole_number`, but without the value, which may be secret."""
     if not isinstance(value, Mapping):
-        raise InvalidInputError(f"{name} is of type {type(value).__name__}. Pass a mapping, for example a dict.")
+        raise InvalidInputError(f"{name} is of type {type_name(value)}. Pass a mapping, for example a dict.")
     if wrong := [key for key in value if not isinstance(key, str)]:
         raise InvalidInputError(f"{name} has the key {shown(wrong[0])}. Pass keys of type str.")
     return dict(value)

@@ -16,11 +16,11 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args, overload
 
-import numpy as np
 import numpy.typing as npt
 
-from ._checks import flag, instance, mapping, seconds, whole_number
+from ._checks import flag, instance, mapping, one_of, seconds, whole_number
 from ._connect import as_urls, open_transports
+from ._containers import is_vectors
 from ._exceptions import InvalidInputError, ItemError, RequestTimeoutError, VlembedError
 from ._failover import FailoverTransport
 from ._fork import call_after_fork, keep
@@ -219,7 +219,8 @@ class EmbeddingClient:
         ----------
         items
             n items, or one: a str, the Path or bytes of an encoded image, a PIL image, a numpy array uint8
-            (H, W, 3 or 4), or an `Item`. All are read before the first request.
+            (H, W, 3 or 4), or an `Item`. Several are any iterable, a numpy array (n,) of strings, or a column of
+            pandas, polars or pyarrow; tables, mappings and sets are refused. All are read before the first request.
         instruction
             The task, for items without one of their own; the model's default if None or blank.
         dimensions
@@ -313,8 +314,7 @@ class EmbeddingClient:
             Of another kind, whatever on_error is, if no server can be reached or one fails; what `items` raises comes
             out as it is. What was yielded before is whole.
         """
-        if on_error not in get_args(OnError):
-            raise InvalidInputError(f"on_error is {on_error!r}. Pass one of {', '.join(get_args(OnError))}.")
+        one_of("on_error", on_error, get_args(OnError))
         flag("allow_reference_text", allow_reference_text)
         flag("progress", progress)
         items = as_iterable(items)
@@ -389,7 +389,7 @@ class EmbeddingClient:
         """
 
         def vectors(side: ItemLike | Iterable[ItemLike] | Embeddings) -> Embeddings | npt.NDArray[Any]:
-            if isinstance(side, Embeddings) or (isinstance(side, np.ndarray) and side.ndim < 3):
+            if isinstance(side, Embeddings) or is_vectors(side):
                 return side
             return self.embed(side, instruction=instruction, **options)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from ._checks import shown
+from ._containers import as_values
 from ._exceptions import InvalidInputError
 from ._grpc import GrpcTransport
 from ._http import HttpTransport
@@ -39,10 +40,12 @@ def open_transport(url: str, *, tls: TLS | None, headers: Mapping[str, str]) -> 
 
 def as_urls(urls: str | Sequence[str]) -> list[str]:
     """Return one URL or several as a list, which is not empty."""
-    urls = list(urls) if isinstance(urls, Iterable) and not isinstance(urls, str | bytes) else [urls]
-    if not urls:
+    if isinstance(urls, str):
+        return [urls]
+    several = list(as_values("url", urls, "Pass the URL of a server, or a list of several."))
+    if not several:
         raise InvalidInputError("url is an empty sequence. Pass the URL of at least one server.")
-    return urls
+    return several
 
 
 def open_transports(urls: Iterable[str], *, tls: TLS | None, headers: Mapping[str, str]) -> dict[str, Transport]:

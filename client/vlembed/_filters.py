@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ._checks import shown
 from ._exceptions import InvalidInputError
 
 Where: TypeAlias = Mapping[str, Any]
@@ -72,7 +73,7 @@ def parse_where(where: Where | None) -> tuple[Condition, ...]:
     if where is None:
         return ()
     if not isinstance(where, Mapping):
-        raise InvalidInputError(f"where is {where!r}. {RULE}")
+        raise InvalidInputError(f"where is {shown(where)}. {RULE}")
     return tuple(
         _condition(field, relation, value)
         for field, relations in where.items()
@@ -82,16 +83,17 @@ def parse_where(where: Where | None) -> tuple[Condition, ...]:
 
 def _condition(field: Any, relation: Any, value: Any) -> Condition:
     if not isinstance(field, str) or not is_plain(field):
-        raise InvalidInputError(f"where has the field {field!r}; one is a str without control characters. {RULE}")
+        raise InvalidInputError(f"where has the field {shown(field)}; one is a str without control characters. {RULE}")
     if relation != "in" and relation not in OPERATORS:
         raise InvalidInputError(
-            f"where has the operator {relation!r} for {field!r}. Use one of {', '.join(OPERATORS)} and in. {RULE}"
+            f"where has the operator {shown(relation)} for {shown(field)}. Use one of {', '.join(OPERATORS)} and in. "
+            f"{RULE}"
         )
     if relation == "in" and not isinstance(value, list | tuple | set | frozenset):
-        raise InvalidInputError(f"where has {value!r} for {field!r} to be in. Pass a list. {RULE}")
+        raise InvalidInputError(f"where has {shown(value)} for {shown(field)} to be in. Pass a list. {RULE}")
     values = tuple(_comparable(field, own) for own in (value if relation == "in" else [value]))
     if relation not in ("==", "!=", "in") and type_of(values[0]) == "boolean":
-        raise InvalidInputError(f"where orders {field!r} by {values[0]!r}. Compare a boolean with == or !=.")
+        raise InvalidInputError(f"where orders {shown(field)} by {values[0]!r}. Compare a boolean with == or !=.")
     return Condition(field, "==" if relation == "in" else relation, values)
 
 
@@ -106,8 +108,8 @@ def _comparable(field: str, value: Any) -> Any:
         is_fit = -MAX_INTEGER <= value <= MAX_INTEGER  # not nan
     if not is_fit:
         raise InvalidInputError(
-            f"where compares {field!r} with {value!r}. Pass a str without control characters, a finite number "
-            f"within 64 bits, or a bool. {RULE}"
+            f"where compares {shown(field)} with {shown(value)}. Pass a str without control characters, a finite "
+            f"number within 64 bits, or a bool. {RULE}"
         )
     return value
 

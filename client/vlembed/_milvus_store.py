@@ -23,7 +23,7 @@ from typing import Any
 
 import grpc
 
-from ._checks import seconds
+from ._checks import instance, seconds, shown
 from ._exceptions import (
     ConnectError,
     InvalidInputError,
@@ -81,10 +81,11 @@ class MilvusStore:
             The collection is another program's, or it is not there and nothing was asked.
         """
         timeout_s = seconds("timeout_s", timeout_s)
+        instance("collection", collection, str)
         if not (collection.isidentifier() and collection.isascii()) or len(collection) > MAX_NAME_LETTERS:
             raise InvalidInputError(
-                f"collection is {collection!r}. Use up to {MAX_NAME_LETTERS} ASCII letters, digits and underscores, "
-                "not a digit first."
+                f"collection is {shown(collection)}. Use up to {MAX_NAME_LETTERS} ASCII letters, digits and "
+                "underscores, not a digit first."
             )
         pymilvus = require("pymilvus", "milvus")
         if uri.endswith(".db") and find_spec("milvus_lite") is None:
@@ -97,8 +98,8 @@ class MilvusStore:
                     info = _read_info(client.describe_collection(collection, timeout=timeout_s))
                 elif asked is None:
                     raise InvalidInputError(
-                        f"{uri!r} has no collection {collection!r}. To create it, pass a client, or dimensions and a "
-                        "fingerprint."
+                        f"{shown(uri)} has no collection {collection!r}. To create it, pass a client, or dimensions "
+                        "and a fingerprint."
                     )
                 else:
                     info = replace(asked, options=choose(asked.kind, asked.options, KINDS))
@@ -224,7 +225,7 @@ def _open(pymilvus: Any, uri: str, token: str, timeout_s: float) -> Any:
             pause_s = next(pauses_s, math.inf)
             if time.monotonic() + pause_s > deadline:
                 cure = "One process at a time can open it." if uri.endswith(".db") else "Check the URI."
-                raise ConnectError(f"Milvus cannot be reached at {uri!r} ({error.message}). {cure}") from error
+                raise ConnectError(f"Milvus cannot be reached at {shown(uri)} ({error.message}). {cure}") from error
             time.sleep(pause_s)
 
 
@@ -293,12 +294,14 @@ def _check_row(own: str, metadata: str) -> None:
     typed = _typed(json.loads(metadata or "{}", parse_int=parse_int))
     if (size := len(encode_metadata(typed).encode())) > MAX_METADATA_BYTES:
         raise InvalidInputError(
-            f"the metadata of {own!r} has {size} bytes; Milvus takes {MAX_METADATA_BYTES}. Keep what is long elsewhere."
+            f"the metadata of {shown(own)} has {size} bytes; Milvus takes {MAX_METADATA_BYTES}. Keep what is long "
+            "elsewhere."
         )
     for value in integers:
         if not -MAX_INTEGER <= value <= MAX_INTEGER:
             raise InvalidInputError(
-                f"the metadata of {own!r} has the number {value}; Milvus takes those of 64 bits. Pass a str of it."
+                f"the metadata of {shown(own)} has the number {shown(value)}; Milvus takes those of 64 bits. Pass a "
+                "str of it."
             )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import flag, whole_number
+from ._checks import flag, one_of, whole_number
 from ._exceptions import InvalidInputError
 from ._result import Embeddings
 
@@ -153,8 +153,7 @@ Named: TypeAlias = "tuple[str, Embeddings | npt.ArrayLike]"
 
 def _pair(a: Named, b: Named, metric: Metric) -> tuple[_Side, _Side]:
     """Check two arguments, each with its name."""
-    if metric not in get_args(Metric):
-        raise InvalidInputError(f"metric is {metric!r}. Pass one of {', '.join(map(repr, get_args(Metric)))}.")
+    one_of("metric", metric, get_args(Metric))
     (one, left), (other, right) = a, b
     if isinstance(left, Embeddings) and isinstance(right, Embeddings) and left.fingerprint != right.fingerprint:
         raise InvalidInputError(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import whole_number
+from ._checks import one_of, shown, whole_number
 from ._exceptions import InvalidInputError
 from ._filters import Condition
 
@@ -56,7 +56,7 @@ class IndexInfo:
         for field_name, value in given.items():
             if value is not None and value != has.get(field_name):
                 raise InvalidInputError(
-                    f"{field_name} is {value!r}, but {name} has {has.get(field_name)!r}. Leave it out, or {other}."
+                    f"{field_name} is {shown(value)}, but {name} has {has.get(field_name)!r}. Leave it out, or {other}."
                 )
 
     def check_model(self, what: str, fingerprint: str) -> None:
@@ -76,7 +76,7 @@ class IndexInfo:
         """
         if fingerprint != self.fingerprint:
             raise InvalidInputError(
-                f"{what} the model with fingerprint {fingerprint!r}, but the index holds vectors of "
+                f"{what} the model with fingerprint {shown(fingerprint)}, but the index holds vectors of "
                 f"{self.fingerprint!r}; they have nothing in common. Use a server of that model, or make a new "
                 "index and embed the items again."
             )
@@ -202,13 +202,12 @@ def choose(kind: str, options: Mapping[str, int], offered: Mapping[str, Mapping[
     InvalidInputError
         Naming what is wrong, and what is offered.
     """
-    if not isinstance(kind, str) or kind not in offered:
-        raise InvalidInputError(f"kind is {kind!r}. Pass one of {', '.join(map(repr, offered))}.")
+    one_of("kind", kind, offered)
     defaults = offered[kind]
     for name in options:
         if name not in defaults:
             known = f"takes {', '.join(defaults)}" if defaults else "takes none"
-            raise InvalidInputError(f"{name} is no option of an index of kind {kind!r}, which {known}.")
+            raise InvalidInputError(f"{name[:80]} is no option of an index of kind {kind!r}, which {known}.")
     checked = {
         name: whole_number(name, value, *OPTION_BOUNDS.get(name, ANY_OPTION_BOUNDS)) for name, value in options.items()
     }

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from .._checks import flag, mapping, whole_number
+from .._checks import flag, mapping, one_of, shown, whole_number
 from .._client import EmbeddingClient
 from .._exceptions import InvalidInputError
 from .._extras import require
@@ -138,10 +138,11 @@ def embed_files(
 
 def _check_arguments(source: Input, output: Path, *, dtype: str, instruction: str | None, engine: str) -> None:
     for name, choice, choices in (("dtype", dtype, Dtype), ("engine", engine, Engine)):
-        if choice not in get_args(choices):
-            raise InvalidInputError(f"{name} is {choice!r}. Pass one of {', '.join(map(repr, get_args(choices)))}.")
+        one_of(name, choice, get_args(choices))
     if instruction is not None and not isinstance(instruction, str):
-        raise InvalidInputError(f"instruction is {instruction!r}. Pass a str, or leave it out for the model's default.")
+        raise InvalidInputError(
+            f"instruction is {shown(instruction)}. Pass a str, or leave it out for the model's default."
+        )
     for path in source.paths:
         if path.is_dir() and output.is_relative_to(path):
             raise InvalidInputError(

@@ -132,6 +132,7 @@ class HttpStub:
     def __init__(self) -> None:
         self.status, self.headers, self.body = 200, dict[str, str](), b""
         self.seen: list[tuple[str, dict[str, str], bytes]] = []
+        self.ports: set[int] = set()  # of the clients' connections
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -143,6 +144,7 @@ class HttpStub:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 stub.seen.append((self.path, dict(self.headers), body))
+                stub.ports.add(self.client_address[1])
                 head = body[: int(self.headers.get(HEADER_LENGTH, 0))] or b"{}"
                 answer = stub.body.replace(REQUEST_ID.encode(), json.loads(head).get("id", REQUEST_ID).encode())
                 self.send_response(stub.status)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal  # a lazy import must not be under way in a thread at a fork
 
 from tests.client.conftest import vector
 from tests.client.indexes import FINGERPRINT
@@ -59,9 +60,9 @@ def embed(tag: str) -> None:
     """Embed texts that nobody else has, one by one and all at once."""
     texts = [f"{number:03d}{tag}" for number in range(NUM_TEXTS)]
     expected = np.array([vector(text.encode()) for text in texts])
-    np.testing.assert_array_equal([client.embed(text).array[0] for text in texts], expected)
-    np.testing.assert_array_equal(client.embed(texts).array, expected)
-    np.testing.assert_array_equal([row.embedding for row in client.embed_many(texts)], expected)
+    assert_array_equal([client.embed(text).array[0] for text in texts], expected)
+    assert_array_equal(client.embed(texts).array, expected)
+    assert_array_equal([row.embedding for row in client.embed_many(texts)], expected)
 
 
 def children_and_parent() -> None:
@@ -122,7 +123,7 @@ def data_loader() -> None:
     embed("parent")
     loader = DataLoader([f"{number:03d}item" for number in range(40)], batch_size=4, num_workers=2, collate_fn=collate)
     for texts, rows in loader:
-        np.testing.assert_array_equal(rows, [vector(text.encode()) for text in texts])
+        assert_array_equal(rows, [vector(text.encode()) for text in texts])
         embed("parent")
 
 
@@ -176,7 +177,7 @@ def stream() -> None:
 
     join(fork(go_on))
     rows += begun
-    np.testing.assert_array_equal([row.embedding for row in rows], [vector(text.encode()) for text in texts])
+    assert_array_equal([row.embedding for row in rows], [vector(text.encode()) for text in texts])
     assert len(list(not_begun)) == len(texts)
 
 

@@ -16,7 +16,7 @@ from tests.client.conftest import MemoryTransport
 from tests.client.faults import SERVE
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 120
+PATIENCE_S = 60
 ANSWER_S = 0.002  # how long the server takes, so that requests of several processes meet
 KINDS = ("flat", "hnsw", "int8", "binary", "ivfpq")
 

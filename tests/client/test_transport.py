@@ -312,6 +312,52 @@ def test_grpc_answers_that_are_none(grpc_stub: GrpcStub, answer: Any) -> None:
         client.info()
 
 
+# --- answers to other requests ---
+
+
+@pytest.mark.parametrize("answered", ["", "1234567890abcdef", REQUEST_ID.upper()])
+def test_an_answer_to_another_request_over_grpc(grpc_stub: GrpcStub, answered: str) -> None:
+    grpc_stub.answer = grpc_answer("info", "BYTES", [1], serialize_byte_tensor(info_tensor()).item())
+    grpc_stub.answered_id = answered
+    with EmbeddingClient(grpc_stub.url) as client, pytest.raises(ProtocolError, match="answered request '"):
+        client.info()
+
+
+@pytest.mark.parametrize("answered", [None, "", "1234567890abcdef", 7])
+def test_an_answer_to_another_request_over_http(http_stub: HttpStub, answered: object) -> None:
+    headers, body = http_answer(info=info_tensor())
+    length = int(headers[HEADER_LENGTH])
+    description = json.loads(body[:length]) | {"id": answered}
+    if answered is None:
+        del description["id"]
+    head = json.dumps(description).encode()
+    http_stub.headers, http_stub.body = {HEADER_LENGTH: str(len(head))}, head + body[length:]
+    with EmbeddingClient(http_stub.url) as client:
+        with pytest.raises(ProtocolError, match="answered request '"):
+            client.info()
+        assert len(http_stub.seen) == 1  # not sent again
+        http_stub.headers, http_stub.body = http_answer(info=info_tensor())
+        assert client.info().checkpoint == INFO["checkpoint"]
+    assert len(http_stub.ports) == 2  # the first connection was given up
+
+
+def test_refusals_keep_the_connection(http_stub: HttpStub) -> None:
+    with EmbeddingClient(http_stub.url, retry=ONCE) as client:
+        for status in (400, 500, 503):
+            http_stub.status, http_stub.body = status, b'{"error": "no"}'
+            with pytest.raises(VlembedError):
+                client.info()
+    assert len(http_stub.ports) == 1
+
+
+def test_every_request_has_an_id_of_its_own(http_stub: HttpStub) -> None:
+    with EmbeddingClient(http_stub.url, retry=ONCE) as client:
+        for _ in range(3):
+            with pytest.raises(ProtocolError):
+                client.info()
+    assert len({json.loads(body)["id"] for _, _, body in http_stub.seen}) == 3
+
+
 # --- refusals ---
 
 OVERLOAD = "Exceeds maximum queue size"

@@ -522,3 +522,16 @@ def test_tls_arguments(scheme: str, tmp_path: Path) -> None:
     missing.write_text("no certificate")
     with pytest.raises((InvalidInputError, ConnectError)):
         EmbeddingClient(f"{scheme}s://127.0.0.1:1", tls=TLS(ca_file=missing)).info()
+
+
+@pytest.mark.parametrize("scheme", ["grpcs", "https"])
+def test_certificates_are_read_at_once(scheme: str, certificate: TLS, tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_bytes(Path(str(certificate.ca_file)).read_bytes())
+    with EmbeddingClient(f"{scheme}://127.0.0.1:1", tls=TLS(ca_file=file), retry=ONCE) as client:
+        file.unlink()
+        with pytest.raises(ConnectError):
+            client.info()
+        client._after_fork()  # as in a child
+        with pytest.raises(InvalidInputError, match=r"ca\.pem"):
+            client.info()

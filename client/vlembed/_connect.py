@@ -40,7 +40,7 @@ def open_transport(url: str, *, tls: TLS | None, headers: Mapping[str, str]) -> 
 
 def as_urls(urls: str | Sequence[str]) -> list[str]:
     """Return one URL or several as a list, which is not empty."""
-    if isinstance(urls, str):
+    if isinstance(urls, str | bytes) or not isinstance(urls, Iterable):
         return [urls]
     several = list(as_values("url", urls, "Pass the URL of a server, or a list of several."))
     if not several:

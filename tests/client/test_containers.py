@@ -265,6 +265,8 @@ def test_no_message_grows_with_what_was_passed(value: Any, client: EmbeddingClie
         lambda: client.similarity("a", "b", metric=value),
         lambda: client.embed_many("a", on_error=value),
         lambda: EmbeddingClient(value),
+        lambda: index.search(vectors(1)[0], where=[value]),  # type: ignore[arg-type]
+        lambda: index.search(vectors(1)[0], where={"a": [value]}),
         lambda: EmbeddingClient("grpc://127.0.0.1:1", timeout_s=value),
         lambda: EmbeddingClient("grpc://127.0.0.1:1", headers={"a": value}),
     ):

@@ -101,7 +101,7 @@ def embed_files(
     _check_arguments(source, output, dtype=dtype, instruction=instruction, engine=engine)
     shard_size = whole_number("shard_size", shard_size, 1)
     num_workers = None if num_workers is None else whole_number("num_workers", num_workers, 1)
-    client_options = mapping("client_options", client_options or {})
+    client_options = {} if client_options is None else mapping("client_options", client_options)
     truncate, retry_errors = flag("truncate", truncate), flag("retry_errors", retry_errors)
     progress, allow_reference_text = flag("progress", progress), flag("allow_reference_text", allow_reference_text)
     settings, checkpoint = _ask_model(

@@ -5,6 +5,7 @@ tritonclient.http is not used: its connections work only in the thread that made
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401 - sockets import it late: a fork in the middle would leave its lock taken for ever
 import io
 import json
 import math

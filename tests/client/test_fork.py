@@ -47,6 +47,8 @@ def url(request: pytest.FixtureRequest, memory: MemoryTransport) -> Iterator[str
     ],
 )
 def test_clients(program: str, url: str, tmp_path: Path) -> None:
+    if program == "in_the_middle_of_calls" and url.startswith("grpc"):
+        pytest.skip("gRPC itself cannot be forked in the middle of a call")
     run(program, url, tmp_path)
 
 

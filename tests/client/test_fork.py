@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -27,8 +28,15 @@ def run(program: str, argument: str, folder: Path) -> None:
     """Run a program of `forks` in a process of its own, which has no other threads."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
     command = [sys.executable, "-m", "tests.client.forks", program, argument]
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
-    assert ended.returncode == 0 and "Error" not in ended.stderr, ended.stderr
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            _, errors = process.communicate(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # its children, too
+            raise
+    assert process.returncode == 0 and "Error" not in errors, errors
 
 
 @pytest.fixture(params=SERVE)

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import math
 import operator
+import threading
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args, overload
 
-import numpy as np
 import numpy.typing as npt
 
-from ._connect import open_transports
+from ._checks import flag, instance, mapping, one_of, seconds, whole_number
+from ._connect import as_urls, open_transports
+from ._containers import is_vectors
 from ._exceptions import InvalidInputError, ItemError, RequestTimeoutError, VlembedError
 from ._failover import FailoverTransport
+from ._fork import call_after_fork, keep
 from ._info import ServerInfo
 from ._items import ItemLike, PreparedItem, as_iterable, as_sequence, fit, fit_all, prepare, prepare_item
 from ._packing import Pack, split
@@ -29,13 +33,12 @@ from ._result import EmbeddedItem, Embeddings, stack
 from ._retry import Retry, RetryTransport
 from ._similarity import Metric, similarity
 from ._stream import Plan, Stream
-from ._transport import TLS, Transport
+from ._transport import TLS, Transport, closed
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 DEFAULT_QUERY_INSTRUCTION = "Retrieve images or text relevant to the user's query."
-MAX_TIMEOUT_S = 86_400  # sockets take no more than some weeks, and nobody waits so long
 PROBE_TIMEOUT_S = 5.0
 PROBE_INTERVAL_S = 0.2
 
@@ -105,18 +108,60 @@ class EmbeddingClient:
         headers: Mapping[str, str] | None = None,
         transport: Transport | None = None,
     ) -> None:
-        for name, value in (("timeout_s", timeout_s), ("total_timeout_s", total_timeout_s)):
-            if value is not None and (not isinstance(value, int | float) or not 0 < value <= MAX_TIMEOUT_S):
-                raise InvalidInputError(f"{name} is {value!r}. Pass seconds above 0, up to {MAX_TIMEOUT_S} (a day).")
-        if not isinstance(concurrency, int) or concurrency < 1:
-            raise InvalidInputError(f"concurrency is {concurrency!r}. Pass a whole number, 1 or more.")
-        transports = {str(url): transport} if transport else open_transports(url, tls=tls, headers=headers)
-        self._url = " or ".join(transports)
-        self._total_timeout_s = total_timeout_s
-        self._transport = RetryTransport(FailoverTransport(transports), retry, timeout_s)
-        self._concurrency = concurrency
+        self._timeout_s = seconds("timeout_s", timeout_s)
+        self._total_timeout_s = None if total_timeout_s is None else seconds("total_timeout_s", total_timeout_s)
+        self._concurrency = whole_number("concurrency", concurrency, 1)
+        self._retry = instance("retry", retry, Retry)
+        self._tls = None if tls is None else instance("tls", tls, TLS)
+        self._headers = {} if headers is None else mapping("headers", headers)
+        self._custom_transport = transport
+        self._urls = as_urls(url) if transport is None else [str(url)]
+        self._is_closed = False
+        self._begin(self._connect())
+        call_after_fork(self._after_fork)
+
+    def __reduce__(self) -> tuple[Callable[[], EmbeddingClient], tuple[()]]:
+        """Pickle and copy the settings; the new client makes connections of its own."""
+        make = partial(
+            type(self),
+            self._urls,
+            timeout_s=self._timeout_s,
+            total_timeout_s=self._total_timeout_s,
+            retry=self._retry,
+            concurrency=self._concurrency,
+            tls=self._tls,
+            headers=self._headers,
+            transport=self._custom_transport,
+        )
+        return make, ()
+
+    def _after_fork(self) -> None:
+        keep(self._open_transport)
+        self._begin(None)
+
+    def _begin(self, transport: RetryTransport | None) -> None:
+        """Set what belongs to one process; a forked child connects when it needs to."""
+        self._open_transport = transport
+        self._opening = threading.Lock()
         self._info: ServerInfo | None = None
         self._streams: set[Stream] = set()
+
+    def _connect(self) -> RetryTransport:
+        if self._custom_transport is None:
+            transports = open_transports(self._urls, tls=self._tls, headers=self._headers)
+        else:
+            transports = {self._urls[0]: self._custom_transport}
+        return RetryTransport(FailoverTransport(transports), self._retry, self._timeout_s)
+
+    @property
+    def _transport(self) -> RetryTransport:
+        """The connections of this process."""
+        with self._opening:
+            if self._is_closed:
+                raise closed()
+            if self._open_transport is None:
+                self._open_transport = self._connect()
+            return self._open_transport
 
     def __enter__(self) -> Self:
         return self
@@ -130,7 +175,10 @@ class EmbeddingClient:
         """Close every connection; requests in flight may fail, and later ones raise `ConnectError`."""
         for stream in tuple(self._streams):
             stream.stop()
-        self._transport.close()
+        with self._opening:
+            self._is_closed = True
+        if self._open_transport is not None:
+            self._open_transport.close()
 
     def wait_until_ready(self, timeout_s: float = 60.0) -> None:
         """Return once the server and its models are ready; of several servers, one.
@@ -140,7 +188,7 @@ class EmbeddingClient:
         RequestTimeoutError
             They were not within `timeout_s`; it says what went wrong last.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + seconds("timeout_s", timeout_s)
         reason = "its models are not ready"
         while (left_s := deadline - time.monotonic()) > 0:
             try:
@@ -149,7 +197,7 @@ class EmbeddingClient:
             except VlembedError as error:
                 reason = str(error)
             time.sleep(PROBE_INTERVAL_S)
-        raise RequestTimeoutError(f"{self._url} was not ready within {timeout_s} s: {reason}")
+        raise RequestTimeoutError(f"{' or '.join(self._urls)} was not ready within {timeout_s} s: {reason}")
 
     def info(self) -> ServerInfo:
         """Return what the server says of itself; it is asked once."""
@@ -171,7 +219,8 @@ class EmbeddingClient:
         ----------
         items
             n items, or one: a str, the Path or bytes of an encoded image, a PIL image, a numpy array uint8
-            (H, W, 3 or 4), or an `Item`. All are read before the first request.
+            (H, W, 3 or 4), or an `Item`. Several are any iterable, a numpy array (n,) of strings, or a column of
+            pandas, polars or pyarrow; tables, mappings and sets are refused. All are read before the first request.
         instruction
             The task, for items without one of their own; the model's default if None or blank.
         dimensions
@@ -196,6 +245,7 @@ class EmbeddingClient:
         VlembedError
             Of another kind, if the server cannot be reached or fails.
         """
+        flag("allow_reference_text", allow_reference_text)
         deadline = self._deadline()
         prepared = prepare(as_sequence(items), instruction=instruction, allow_reference_text=allow_reference_text)
         info = self._info_before(deadline)
@@ -265,8 +315,9 @@ class EmbeddingClient:
             Of another kind, whatever on_error is, if no server can be reached or one fails; what `items` raises comes
             out as it is. What was yielded before is whole.
         """
-        if on_error not in get_args(OnError):
-            raise InvalidInputError(f"on_error is {on_error!r}. Pass one of {', '.join(get_args(OnError))}.")
+        one_of("on_error", on_error, get_args(OnError))
+        flag("allow_reference_text", allow_reference_text)
+        flag("progress", progress)
         items = as_iterable(items)
 
         def prepare_one(item: ItemLike) -> PreparedItem:
@@ -337,7 +388,7 @@ class EmbeddingClient:
         """
 
         def vectors(side: ItemLike | Iterable[ItemLike] | Embeddings) -> Embeddings | npt.NDArray[Any]:
-            if isinstance(side, Embeddings) or (isinstance(side, np.ndarray) and side.ndim < 3):
+            if isinstance(side, Embeddings) or is_vectors(side):
                 return side
             return self.embed(side, instruction=instruction, **options)
 
@@ -349,7 +400,7 @@ class EmbeddingClient:
     def _info_before(self, deadline: float) -> ServerInfo:
         if self._info is None:
             answer = self._transport.infer("info", {}, ("info",), deadline - time.monotonic())
-            self._info = ServerInfo.from_tensor(answer["info"], self._url)
+            self._info = ServerInfo.from_tensor(answer["info"], " or ".join(self._urls))
         return self._info
 
     def _send(self, call: Call, packs: Sequence[Pack], deadline: float) -> list[Outcome]:

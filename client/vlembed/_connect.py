@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
+from ._checks import shown
+from ._containers import as_values
 from ._exceptions import InvalidInputError
 from ._grpc import GrpcTransport
 from ._http import HttpTransport
@@ -16,7 +18,7 @@ SCHEMES = ("grpc", "grpcs", "http", "https")
 HEADER_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
-def open_transport(url: str, *, tls: TLS | None, headers: Mapping[str, str] | None) -> Transport:
+def open_transport(url: str, *, tls: TLS | None, headers: Mapping[str, str]) -> Transport:
     """Return the transport of a URL's scheme; nothing is sent yet.
 
     Raises
@@ -26,37 +28,45 @@ def open_transport(url: str, *, tls: TLS | None, headers: Mapping[str, str] | No
     """
     address = _split_url(url)
     _check_tls(address, tls)
-    for name, value in (headers or {}).items():
-        if not HEADER_NAME.fullmatch(name) or not value.isascii() or not value.isprintable():
-            raise InvalidInputError(f"header {name!r} or its value cannot be sent. Use one line of printable ASCII.")
+    for name, value in headers.items():
+        is_text = isinstance(value, str) and value.isascii() and value.isprintable()
+        if not HEADER_NAME.fullmatch(name) or not is_text:
+            raise InvalidInputError(
+                f"header {shown(name)} or its value cannot be sent. Pass str, each one line of printable ASCII."
+            )
     transport = GrpcTransport if address.scheme in ("grpc", "grpcs") else HttpTransport
     return transport(address, tls=tls, headers=headers)
 
 
-def open_transports(
-    urls: str | Sequence[str], *, tls: TLS | None, headers: Mapping[str, str] | None
-) -> dict[str, Transport]:
-    """Return the transport of each URL; errors as of `open_transport`."""
-    urls = list(urls) if isinstance(urls, Iterable) and not isinstance(urls, str | bytes) else [urls]
-    if not urls:
+def as_urls(urls: str | Sequence[str]) -> list[str]:
+    """Return one URL or several as a list, which is not empty."""
+    if isinstance(urls, str | bytes) or not isinstance(urls, Iterable):
+        return [urls]
+    several = list(as_values("url", urls, "Pass the URL of a server, or a list of several."))
+    if not several:
         raise InvalidInputError("url is an empty sequence. Pass the URL of at least one server.")
+    return several
+
+
+def open_transports(urls: Iterable[str], *, tls: TLS | None, headers: Mapping[str, str]) -> dict[str, Transport]:
+    """Return the transport of each URL; errors as of `open_transport`."""
     return {url: open_transport(url, tls=tls, headers=headers) for url in urls}
 
 
 def _split_url(url: str) -> SplitResult:
     rule = "Pass one like grpc://127.0.0.1:8001, http://127.0.0.1:8000, or grpcs:// and https:// for TLS."
     if not isinstance(url, str):
-        raise InvalidInputError(f"url is {url!r}, which is no str. {rule}")
+        raise InvalidInputError(f"url is {shown(url)}, which is no str. {rule}")
     try:
         address = urlsplit(url)
         has_port = address.port is not None
     except ValueError as error:
-        raise InvalidInputError(f"url is {url!r} ({error}). {rule}") from error
+        raise InvalidInputError(f"url is {shown(url)} ({error}). {rule}") from error
     if address.scheme not in SCHEMES or not address.hostname:
-        raise InvalidInputError(f"url is {url!r}, which has no scheme of {', '.join(SCHEMES)}, or no host. {rule}")
+        raise InvalidInputError(f"url is {shown(url)}, which has no scheme of {', '.join(SCHEMES)}, or no host. {rule}")
     is_grpc = address.scheme in ("grpc", "grpcs")
     if is_grpc and (not has_port or address.path not in ("", "/")):
-        raise InvalidInputError(f"url is {url!r}; one of gRPC is a host and a port. {rule}")
+        raise InvalidInputError(f"url is {shown(url)}; one of gRPC is a host and a port. {rule}")
     if address.username or address.query or address.fragment:
         raise InvalidInputError(f"url has a user, a query or a fragment, which are not sent. Use headers. {rule}")
     return address

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._extras import require
+from ._fork import call_after_fork
 from ._rows import Mask, Positions
 from ._store import HNSW_OPTIONS, Vectors
 
@@ -36,7 +37,15 @@ EXACT_SHARE = 0.1  # of the rows: a filter that leaves fewer is answered by comp
 
 
 def faiss() -> Any:
-    return require("faiss", "index")
+    """Return FAISS; in every child that is forked from now on it has one thread."""
+    module = require("faiss", "index")
+    call_after_fork(_use_one_thread)
+    return module
+
+
+def _use_one_thread() -> None:
+    """Keep OpenMP from waiting, for ever, for the threads that it had in the parent."""
+    faiss().omp_set_num_threads(1)
 
 
 class Exhaustive:

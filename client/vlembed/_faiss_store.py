@@ -180,6 +180,11 @@ class FaissStore:
     def close(self) -> None:
         """Do nothing: no connection is open, and the file of mapped vectors closes with the last use of them."""
 
+    def after_fork(self, *, is_changing: bool) -> bool:
+        self._lock = ReadWriteLock()
+        self._rows.after_fork()
+        return not is_changing
+
     def _append(self, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
         if not len(ids):
             return
@@ -218,11 +223,19 @@ class FaissStore:
     def _own(self) -> None:
         """Read vectors into memory that are still in the file, before they are changed."""
         if self._mapped is not None:
-            self._mapped.seek(0)
             self._vectors = wrap(_read(self._mapped), self._info.options)
             self._mapped.close()
             self._mapped = None
 
 
 def _read(file: IO[bytes]) -> Any:
-    return faiss().read_index(faiss().PyCallbackIOReader(file.read))
+    """Read FAISS's part by offsets, because a forked process shares the position of the file."""
+    offset = 0
+
+    def read(size: int) -> bytes:
+        nonlocal offset
+        data = os.pread(file.fileno(), size, offset)
+        offset += len(data)
+        return data
+
+    return faiss().read_index(faiss().PyCallbackIOReader(read))

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
+from ._checks import shown
 from ._exceptions import InvalidInputError
-from ._messages import shown
 from ._metadata import to_json_value
 
 Where: TypeAlias = Mapping[str, Any]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult
 
 import numpy.typing as npt
+from grpc import ssl_channel_credentials
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from ._exceptions import ConnectError, ProtocolError, RequestTimeoutError, VlembedError
-from ._transport import TLS, Tensors, closed, refusal
+from ._exceptions import ConnectError, InvalidInputError, ProtocolError, RequestTimeoutError, VlembedError
+from ._transport import TLS, Tensors, check_request_id, closed, new_request_id, refusal
 
 CHANNEL_ARGS = [
     ("grpc.max_send_message_length", -1),
@@ -35,28 +38,42 @@ class GrpcTransport:
     def __init__(self, address: SplitResult, *, tls: TLS | None, headers: Mapping[str, str] | None) -> None:
         self._url = address.geturl()
         self._headers = {name.lower(): value for name, value in (headers or {}).items()}  # gRPC knows lower case only
-        files = {name: str(file) for name, file in vars(tls or TLS()).items() if file is not None}
-        self._client = grpc.InferenceServerClient(
-            address.netloc,
-            ssl=address.scheme == "grpcs",
-            root_certificates=files.get("ca_file"),
-            certificate_chain=files.get("cert_file"),
-            private_key=files.get("key_file"),
-            channel_args=CHANNEL_ARGS,
-        )
+        self._address = address
+        self._pem = {name: _read(file) for name, file in vars(tls or TLS()).items()}
+        self._open_client: Any = None
+        self._opening = threading.Lock()
         self._is_closed = False
+
+    @property
+    def _client(self) -> Any:
+        """The channel, made when it is needed: a process that has none forks without harm."""
+        with self._opening:
+            if self._is_closed:
+                raise closed()
+            if self._open_client is None:
+                self._open_client = self._connect()
+            return self._open_client
+
+    def _connect(self) -> Any:
+        pem = self._pem
+        is_secure = self._address.scheme == "grpcs"
+        credentials = ssl_channel_credentials(pem["ca_file"], pem["key_file"], pem["cert_file"]) if is_secure else None
+        return grpc.InferenceServerClient(self._address.netloc, creds=credentials, channel_args=CHANNEL_ARGS)
 
     def infer(
         self, model: str, inputs: Tensors, outputs: Sequence[str], timeout_s: float
     ) -> dict[str, npt.NDArray[Any]]:
         """See `Transport`."""
+        request_id = new_request_id()
         result = self._call(
             self._client.infer,
             timeout_s,
             model_name=model,
+            request_id=request_id,
             inputs=[_input(name, value) for name, value in inputs.items()],
             outputs=[grpc.InferRequestedOutput(name) for name in outputs],
         )
+        check_request_id(self._url, request_id, result.get_response().id)
         try:
             arrays = {name: result.as_numpy(name) for name in outputs}
         except Exception as error:  # tritonclient's parser raises anything on a broken answer
@@ -73,12 +90,12 @@ class GrpcTransport:
 
     def close(self) -> None:
         """See `Transport`."""
-        self._is_closed = True
-        self._client.close()
+        with self._opening:
+            self._is_closed = True
+        if self._open_client is not None:
+            self._open_client.close()
 
     def _call(self, method: Any, timeout_s: float, **arguments: Any) -> Any:
-        if self._is_closed:
-            raise closed()
         try:
             return method(**arguments, headers=self._headers, client_timeout=timeout_s)
         except InferenceServerException as error:
@@ -98,6 +115,13 @@ class GrpcTransport:
         if status == "UNIMPLEMENTED":
             return ProtocolError(f"{self._url} does not speak KServe v2 ({message}). Is it a Triton server?")
         return refusal(message, is_unavailable=status in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"), status=status)
+
+
+def _read(file: str | Path | None) -> bytes | None:
+    try:
+        return None if file is None else Path(file).read_bytes()
+    except OSError as error:
+        raise InvalidInputError(f"{str(file)!r} of tls cannot be read ({error}). Pass PEM files.") from error
 
 
 def _input(name: str, value: npt.NDArray[Any]) -> Any:

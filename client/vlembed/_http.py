@@ -5,6 +5,7 @@ tritonclient.http is not used: its connections work only in the thread that made
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401 - sockets import it late: a fork in the middle would leave its lock taken for ever
 import io
 import json
 import math
@@ -12,11 +13,11 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import SplitResult
 
 import numpy as np
@@ -34,12 +35,16 @@ from ._exceptions import (
     OverloadedError,
     ProtocolError,
     RequestTimeoutError,
+    ServerError,
     VlembedError,
 )
-from ._transport import TLS, Tensors, closed, refusal
+from ._transport import TLS, Tensors, check_request_id, closed, new_request_id, refusal
 
 HEADER_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON before the binary tensors
 UNAVAILABLE = (429, 502, 503)
+REFUSALS = (InvalidInputError, OverloadedError, ServerError)  # after them a connection can be used again
+
+T = TypeVar("T")
 
 
 class HttpTransport:
@@ -58,23 +63,32 @@ class HttpTransport:
         self, model: str, inputs: Tensors, outputs: Sequence[str], timeout_s: float
     ) -> dict[str, npt.NDArray[Any]]:
         """See `Transport`."""
-        header, body = encode(inputs, outputs)
-        status, length, data = self._exchange("POST", f"/v2/models/{model}/infer", header, body, timeout_s)
-        if status != 200:
-            raise self._translate(status, data)
-        try:
-            return decode(data, length, outputs)
-        except Exception as error:  # parsers raise anything on a broken answer
-            raise ProtocolError(
-                f"the answer of {self._url} cannot be read ({error!r} in {data[:80]!r}). Is it a vlembed server?"
-            ) from error
+        request_id = new_request_id()
+        header, body = encode(inputs, outputs, request_id)
+
+        def read(status: int, header_length: str | None, data: bytes) -> dict[str, npt.NDArray[Any]]:
+            if status != 200:
+                raise self._translate(status, data)
+            try:
+                answered_id, arrays = decode(data, header_length, outputs)
+            except Exception as error:  # parsers raise anything on a broken answer
+                raise ProtocolError(
+                    f"the answer of {self._url} cannot be read ({error!r} in {data[:80]!r}). Is it a vlembed server?"
+                ) from error
+            check_request_id(self._url, request_id, answered_id)
+            return arrays
+
+        return self._exchange("POST", f"/v2/models/{model}/infer", header, body, timeout_s, read)
 
     def is_ready(self, timeout_s: float) -> bool:
         """See `Transport`."""
-        status, _, data = self._exchange("GET", "/v2/health/ready", {}, b"", timeout_s)
-        if status in (200, 400, 503):  # Triton says 400 for not yet
-            return status == 200
-        raise self._translate(status, data)
+
+        def read(status: int, _: str | None, data: bytes) -> bool:
+            if status in (200, 400, 503):  # Triton says 400 for not yet
+                return status == 200
+            raise self._translate(status, data)
+
+        return self._exchange("GET", "/v2/health/ready", {}, b"", timeout_s, read)
 
     def close(self) -> None:
         """See `Transport`."""
@@ -86,18 +100,27 @@ class HttpTransport:
                 connection.sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for it
 
     def _exchange(
-        self, method: str, path: str, header: Mapping[str, str], body: bytes, timeout_s: float
-    ) -> tuple[int, str | None, bytes]:
-        """Send a request and read the whole answer: status, header length, body."""
+        self,
+        method: str,
+        path: str,
+        header: Mapping[str, str],
+        body: bytes,
+        timeout_s: float,
+        read: Callable[[int, str | None, bytes], T],
+    ) -> T:
+        """Send a request, and return what `read` makes of the status, the header length and the body of its answer."""
         deadline = time.monotonic() + timeout_s
         while True:
             connection, is_reused = self._borrow()
             try:
                 if self._is_closed:
                     raise closed()
-                return self._send(connection, deadline, method, path, header, body)
+                result = read(*self._send(connection, deadline, method, path, header, body))
+            except REFUSALS:
+                self._give_back(connection)
+                raise
             except BaseException as error:
-                connection.close()
+                connection.close()  # what is left on it may be the answer to another request
                 if self._is_closed:
                     raise closed() from error
                 if is_reused and isinstance(error, ConnectionError):
@@ -105,6 +128,9 @@ class HttpTransport:
                 if isinstance(error, OSError | HTTPException | UnicodeError):  # the last of impossible host names
                     raise self._broken(error, timeout_s) from error
                 raise
+            else:
+                self._give_back(connection)
+                return result
             finally:
                 self._lent.discard(connection)
 
@@ -128,9 +154,7 @@ class HttpTransport:
         with connection.getresponse() as response:
             if cast(TimedResponse, response).incoming.is_at_end:  # http.client takes a head that was cut as complete
                 raise IncompleteRead(b"")
-            answer = response.status, response.getheader(HEADER_LENGTH), response.read()
-        self._give_back(connection)
-        return answer
+            return response.status, response.getheader(HEADER_LENGTH), response.read()
 
     def _borrow(self) -> tuple[HTTPConnection, bool]:
         try:
@@ -220,13 +244,14 @@ def _ssl_context(tls: TLS) -> ssl.SSLContext:
     return context
 
 
-def encode(inputs: Tensors, outputs: Sequence[str]) -> tuple[dict[str, str], bytes]:
+def encode(inputs: Tensors, outputs: Sequence[str], request_id: str) -> tuple[dict[str, str], bytes]:
     """Return the headers and the body of a request: JSON, then the tensors' bytes in the same order."""
     blobs = [
         serialize_byte_tensor(value).item() if value.dtype == np.object_ else value.tobytes()
         for value in inputs.values()
     ]
     description = {
+        "id": request_id,
         "inputs": [
             {
                 "name": name,
@@ -242,11 +267,12 @@ def encode(inputs: Tensors, outputs: Sequence[str]) -> tuple[dict[str, str], byt
     return {HEADER_LENGTH: str(len(head)), "Content-Type": "application/octet-stream"}, b"".join([head, *blobs])
 
 
-def decode(data: bytes, header_length: str | None, outputs: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    """Read the outputs out of an answer; raise anything if it is not one."""
+def decode(data: bytes, header_length: str | None, outputs: Sequence[str]) -> tuple[str, dict[str, npt.NDArray[Any]]]:
+    """Read the id of the request and the outputs out of an answer; raise anything if it is not one."""
     offset = int(header_length) if header_length else len(data)
     arrays: dict[str, npt.NDArray[Any]] = {}
-    for output in json.loads(data[:offset])["outputs"]:
+    description = json.loads(data[:offset])
+    for output in description["outputs"]:
         end = offset + int(output["parameters"]["binary_data_size"])
         blob, shape, datatype = data[offset:end], output["shape"], output["datatype"]
         is_bytes = datatype == "BYTES"
@@ -255,4 +281,4 @@ def decode(data: bytes, header_length: str | None, outputs: Sequence[str]) -> di
             raise ValueError(f"output {output['name']!r} is {datatype} {shape} in {len(blob)} bytes")
         arrays[output["name"]] = values.reshape(shape)
         offset = end
-    return {name: arrays[name] for name in outputs}
+    return str(description.get("id", "")), {name: arrays[name] for name in outputs}

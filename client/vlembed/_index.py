@@ -10,15 +10,17 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
+from ._checks import whole_number
 from ._client import DEFAULT_QUERY_INSTRUCTION, EmbeddingClient, ItemOptions
 from ._exceptions import InvalidInputError, ServerError, VlembedError
 from ._faiss_store import FaissStore
 from ._filters import Where, parse_where
+from ._fork import call_after_fork
 from ._index_input import Batch, Items, as_batch, check_ids, check_options, check_rows, listed, new_info
 from ._items import ItemLike
 from ._milvus_store import MilvusStore
@@ -41,8 +43,10 @@ class Index:
     """
 
     def __init__(self, store: Store, client: EmbeddingClient | None) -> None:
-        self._store, self._client = store, client
+        self._sound_store: Store | None = store
+        self._client = client
         self._changing = threading.Lock()
+        call_after_fork(self._after_fork)
         if client is not None:
             self.info.check_model("the client's server embeds", client.info().fingerprint)
 
@@ -164,6 +168,12 @@ class Index:
             store.close()
             raise
 
+    def __reduce__(self) -> NoReturn:
+        raise InvalidInputError(
+            "an index cannot be pickled or copied. Save it and load it where it is needed (Index.save, Index.load); "
+            "one in Milvus is opened there by Index.connect."
+        )
+
     def __enter__(self) -> Self:
         return self
 
@@ -174,10 +184,25 @@ class Index:
 
     def close(self) -> None:
         """Close the connection to Milvus; an index in this process has none. The client stays open."""
-        self._store.close()
+        if self._sound_store is not None:
+            self._sound_store.close()
 
     def __len__(self) -> int:
         return len(self._store)
+
+    @property
+    def _store(self) -> Store:
+        if self._sound_store is None:
+            raise InvalidInputError(
+                "this index was being changed or saved by another thread when the process was forked, so what the "
+                "child has of it may be torn. Load it again in the child, or fork between changes."
+            )
+        return self._sound_store
+
+    def _after_fork(self) -> None:
+        if self._sound_store is None or not self._sound_store.after_fork(is_changing=self._changing.locked()):
+            self._sound_store = None
+        self._changing = threading.Lock()
 
     @property
     def info(self) -> IndexInfo:
@@ -313,8 +338,7 @@ class Index:
     def _search(
         self, batch: Batch, k: int, where: Where | None, fingerprint: str | None, options: ItemOptions
     ) -> Matches:
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise InvalidInputError(f"k is {k!r}. Pass a whole number, 1 or more.")
+        k = whole_number("k", k, 1)
         conditions = parse_where(where)
         check_options(batch, options)
         if not isinstance(batch, Embeddings | np.ndarray):
@@ -322,7 +346,7 @@ class Index:
             batch = client.embed_query(batch, info.instruction, dimensions=info.dimensions, **options)
         vectors = self._checked_vectors("queries", batch, fingerprint)
         vectors = unit(vectors, row_norms("queries", vectors, refuse_zero=True), np.float32)
-        return self._store.search(vectors, int(k), conditions)
+        return self._store.search(vectors, k, conditions)
 
     def _change(
         self,

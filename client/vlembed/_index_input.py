@@ -9,11 +9,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ._checks import shown, type_name, whole_number
 from ._client import EmbeddingClient, ItemOptions
+from ._containers import as_values, is_vectors
 from ._exceptions import InvalidInputError
 from ._filters import is_plain
 from ._items import ItemLike, as_sequence
-from ._messages import shown
 from ._metadata import encode_metadata
 from ._result import Embeddings
 from ._store import IndexInfo
@@ -26,8 +27,9 @@ def as_batch(items: Items) -> Batch:
     """Return vectors as they are, an array as (n, d), and items as a sequence."""
     if isinstance(items, Embeddings):
         return items
-    if isinstance(items, np.ndarray) and items.ndim < 3 and items.dtype.kind not in "OSU":
-        return np.atleast_2d(items)
+    if is_vectors(items):
+        vectors: npt.NDArray[Any] = np.atleast_2d(items)
+        return vectors
     return as_sequence(items)
 
 
@@ -41,8 +43,8 @@ def check_rows(
     InvalidInputError
         Naming the ids or the metadata that are wrong.
     """
-    if isinstance(ids, Set | Mapping):
-        raise InvalidInputError(f"ids are a {type(ids).__name__}, whose order is not that of the items. Pass a list.")
+    if isinstance(ids, Set):
+        raise InvalidInputError(f"ids is of type {type_name(ids)}, whose order is not that of the items. Pass a list.")
     ids = check_ids(ids)
     texts = _encode_all([None] * len(ids) if metadata is None else metadata)
     if not len(batch) == len(ids) == len(texts):
@@ -72,23 +74,18 @@ def check_options(batch: Batch, options: ItemOptions) -> None:
 
 def check_ids(ids: Iterable[str]) -> list[str]:
     """Return ids as a list, each of them one."""
-    if isinstance(ids, str) or not isinstance(ids, Iterable):
-        raise InvalidInputError(f"ids is {shown(ids)}. Pass a list of them.")
-    ids = list(ids)
+    ids = list(as_values("ids", ids, "Pass a list or a column of str; convert others by str()."))
     if bad := [own for own in ids if not isinstance(own, str) or not own or not is_plain(own)]:
         raise InvalidInputError(
             f"ids are non-empty str without control characters, not {listed(bad)}. Convert others by str()."
         )
-    return ids
+    return list(map(str, ids))  # numpy's are subclasses
 
 
 def _encode_all(metadata: Sequence[Mapping[str, Any] | None]) -> list[str]:
-    if isinstance(metadata, Mapping | str) or not isinstance(metadata, Iterable):
-        raise InvalidInputError(f"metadata is {shown(metadata)}. Pass a list, with an object or None for each item.")
-    if hasattr(metadata, "iterrows"):  # a DataFrame, whose iteration yields the names of its columns
-        raise InvalidInputError('metadata is a DataFrame. Pass its to_dict("records").')
+    rule = "Pass a list with a dict or None for each item, as table.to_dict('records') of pandas is."
     texts = []
-    for index, own in enumerate(metadata):
+    for index, own in enumerate(as_values("metadata", metadata, rule)):
         try:
             texts.append(encode_metadata(own))
         except InvalidInputError as error:
@@ -120,15 +117,17 @@ def new_info(
         served = client.info()
         dimensions = served.dimensions if dimensions is None else dimensions
         fingerprint = served.fingerprint if fingerprint is None else fingerprint
-    if isinstance(dimensions, bool) or not isinstance(dimensions, int | np.integer) or dimensions < 1:
-        raise InvalidInputError(f"dimensions is {dimensions!r}. Pass a whole number, 1 or more.")
-    if client is not None and not served.min_dimensions <= dimensions <= served.dimensions:
-        raise InvalidInputError(
-            f"dimensions is {dimensions}; this server takes {served.min_dimensions} to {served.dimensions}."
+    if client is None:
+        dimensions = whole_number("dimensions", dimensions, 1)
+    else:
+        dimensions = whole_number(
+            "dimensions", dimensions, served.min_dimensions, served.dimensions, taker="this server"
         )
     if not isinstance(fingerprint, str) or not isinstance(instruction, str):
-        raise InvalidInputError(f"fingerprint is {fingerprint!r}, instruction {instruction!r}. Pass a str for each.")
-    info = IndexInfo(fingerprint, int(dimensions), instruction, kind, options)
+        raise InvalidInputError(
+            f"fingerprint is {shown(fingerprint)}, instruction {shown(instruction)}. Pass a str for each."
+        )
+    info = IndexInfo(fingerprint, dimensions, instruction, kind, options)
     if client is not None:
         info.check_model("the client's server embeds", served.fingerprint)
     return info

@@ -15,6 +15,8 @@ from typing import Any, TypeAlias, TypeGuard, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ._checks import type_name
+from ._containers import as_values, is_dataset, is_missing
 from ._exceptions import InvalidInputError, ItemError
 from ._images import NoRangeError, PillowImage, encode_array, encode_pillow, read_size
 
@@ -84,16 +86,23 @@ class BadItemError(Exception):
 
 
 def as_iterable(items: ItemLike | Iterable[ItemLike]) -> Iterable[ItemLike]:
-    """Return a single item as a list of one, and several as they are."""
+    """Return a single item as a list of one, and several as they are, or a column of a table as a list.
+
+    Raises
+    ------
+    InvalidInputError
+        It is a table, a mapping or a set, or no iterable.
+    """
     if isinstance(items, bytearray | memoryview):
         items = bytes(items)
-    if isinstance(items, str | bytes | Path | np.ndarray | Item) or _is_pillow(items):
+    if isinstance(items, str | bytes | Path | Item) or _is_pillow(items) or _is_pixels(items):
         return [items]
-    if isinstance(items, Iterable) and not isinstance(items, Mapping | set | frozenset):
-        return items
-    raise InvalidInputError(
-        f"items is of type {_type_name(items)}. Pass one item or several; an item is a str, {IMAGES}, or an Item."
-    )
+    if isinstance(items, set | frozenset):
+        raise InvalidInputError(f"items is of type {type_name(items)}, which has no order. Pass a list.")
+    cure = f'Pass one item, a list, or a column of a table, as table["text"]. An item is a str, {IMAGES}, or an Item.'
+    if is_dataset(items):
+        raise InvalidInputError(f"items is of type {type_name(items)}, whose rows are no items. {cure}")
+    return as_values("items", items, cure)
 
 
 def as_sequence(items: ItemLike | Iterable[ItemLike]) -> Sequence[ItemLike]:
@@ -138,6 +147,8 @@ def _for_each(items: Sequence[T], step: Callable[[T], R]) -> list[R]:
 
 def prepare_item(item: ItemLike, instruction: str | None, allow_reference_text: bool) -> PreparedItem:
     """Read and encode one item, or raise `BadItemError`."""
+    if is_missing(item):
+        raise BadItemError("ITEM_EMPTY", f"the item is {item!r}, a missing value. Leave it out, or give it a text.")
     if not isinstance(item, Item):
         item = Item(text=item) if isinstance(item, str) else Item(image=item)
     if item.text is None and item.image is None:
@@ -187,7 +198,8 @@ def _encode_text(name: str, text: object) -> bytes:
     if text is None:
         return b""
     if not isinstance(text, str):
-        raise BadItemError("WRONG_TYPE", f"{name} is of type {_type_name(text)}; it needs to be a str.")
+        missing = ", a missing value" if is_missing(text) else ""
+        raise BadItemError("WRONG_TYPE", f"{name} is of type {type_name(text)}{missing}; it needs to be a str.")
     try:
         return text.encode()
     except UnicodeEncodeError as error:
@@ -248,7 +260,7 @@ def _image_bytes(image: object) -> bytes:
             "WRONG_TYPE", f"image is the str {image[:60]!r}. Pass Path(...) of a file, or .encode() of a data: URI."
         )
     raise BadItemError(
-        "WRONG_TYPE", f"the item or its image is of type {_type_name(image)}. Pass {IMAGES}, or a str as text."
+        "WRONG_TYPE", f"the item or its image is of type {type_name(image)}. Pass {IMAGES}, or a str as text."
     )
 
 
@@ -262,5 +274,6 @@ def _shown(path: Path) -> str:
     return repr(str(path)[-200:])
 
 
-def _type_name(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+def _is_pixels(value: object) -> TypeGuard[npt.NDArray[Any]]:
+    """Tell whether a value is an array of numbers: an image, or what the message of a wrong one explains."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biufc"

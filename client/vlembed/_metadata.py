@@ -15,8 +15,8 @@ from uuid import UUID
 
 import numpy as np
 
+from ._checks import shown, type_name
 from ._exceptions import InvalidInputError
-from ._messages import shown, type_name
 
 RULE = "Metadata are str, int, float, bool, None, dates, and lists and dicts of them, in a dict with str as keys."
 MISSING = "What is missing is None"

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from ._checks import instance, seconds, shown
 from ._exceptions import (
     ConnectError,
     InvalidInputError,
@@ -30,7 +34,7 @@ from ._exceptions import (
 )
 from ._extras import require
 from ._filters import Condition, type_of
-from ._messages import shown
+from ._fork import keep
 from ._metadata import decode_metadata, encode_metadata
 from ._similarity import blocks
 from ._store import HNSW_OPTIONS, IndexInfo, Match, Matches, Vectors, choose
@@ -56,8 +60,13 @@ MIN_TIMEOUT_S = 0.1  # of the last one
 class MilvusStore:
     """A collection; other processes may change it too. Searches see every change that was made before them."""
 
-    def __init__(self, client: Any, collection: str, info: IndexInfo, timeout_s: float) -> None:
-        self._client, self._collection, self._info, self._timeout_s = client, collection, info, timeout_s
+    def __init__(
+        self, connect: Callable[[], Any], client: Any, collection: str, info: IndexInfo, timeout_s: float
+    ) -> None:
+        self._connect, self._client = connect, client
+        self._collection, self._info, self._timeout_s = collection, info, timeout_s
+        self._connecting = threading.Lock()
+        self._is_closed = False
 
     @classmethod
     def connect(
@@ -72,23 +81,26 @@ class MilvusStore:
         InvalidInputError
             The collection is another program's, or it is not there and nothing was asked.
         """
+        timeout_s = seconds("timeout_s", timeout_s)
+        instance("collection", collection, str)
         if not (collection.isidentifier() and collection.isascii()) or len(collection) > MAX_NAME_LETTERS:
             raise InvalidInputError(
-                f"collection is {collection!r}. Use up to {MAX_NAME_LETTERS} ASCII letters, digits and underscores, "
-                "not a digit first."
+                f"collection is {shown(collection)}. Use up to {MAX_NAME_LETTERS} ASCII letters, digits and "
+                "underscores, not a digit first."
             )
         pymilvus = require("pymilvus", "milvus")
         if uri.endswith(".db") and find_spec("milvus_lite") is None:
             raise MissingExtraError("milvus-lite opens .db files and is not installed: pip install milvus-lite")
-        client = _open(pymilvus, uri, token, timeout_s)
+        connect = partial(_open, pymilvus, uri, token, timeout_s)
+        client = connect()
         try:
             with _told():
                 if client.has_collection(collection, timeout=timeout_s):
                     info = _read_info(client.describe_collection(collection, timeout=timeout_s))
                 elif asked is None:
                     raise InvalidInputError(
-                        f"{uri!r} has no collection {collection!r}. To create it, pass a client, or dimensions and a "
-                        "fingerprint."
+                        f"{shown(uri)} has no collection {collection!r}. To create it, pass a client, or dimensions "
+                        "and a fingerprint."
                     )
                 else:
                     info = replace(asked, options=choose(asked.kind, asked.options, KINDS))
@@ -97,7 +109,7 @@ class MilvusStore:
         except BaseException:
             client.close()
             raise
-        return cls(client, collection, info, timeout_s)
+        return cls(connect, client, collection, info, timeout_s)
 
     @property
     def info(self) -> IndexInfo:
@@ -172,15 +184,25 @@ class MilvusStore:
         )
 
     def close(self) -> None:
-        if self._client is not None:
-            self._client.close()
+        with self._connecting:
+            if self._client is not None:
+                self._client.close()
+            self._client, self._is_closed = None, True
+
+    def after_fork(self, *, is_changing: bool) -> bool:
+        keep(self._client)
         self._client = None
+        self._connecting = threading.Lock()
+        return True  # the rows are in Milvus
 
     @property
     def _milvus(self) -> Any:
-        if self._client is None:
-            raise ConnectError("this index is closed. Connect again.")
-        return self._client
+        with self._connecting:
+            if self._is_closed:
+                raise ConnectError("this index is closed. Connect again.")
+            if self._client is None:
+                self._client = self._connect()
+            return self._client
 
     def _write(self, send: Any, ids: Sequence[str], vectors: Vectors, metadata: Sequence[str]) -> None:
         with _told():
@@ -188,17 +210,23 @@ class MilvusStore:
                 send(self._collection, rows, timeout=self._timeout_s)
 
 
+def new_connection() -> dict[str, Any]:
+    """Return what keeps pymilvus 2 and 3 from sharing a connection, which may be that of a forked process's parent."""
+    return {"alias": f"vlembed-{secrets.token_hex(8)}", "dedicated": True}
+
+
 def _open(pymilvus: Any, uri: str, token: str, timeout_s: float) -> Any:
     """Return a connected client; a server that has just begun to listen may refuse the first attempts."""
     deadline, pauses_s = time.monotonic() + timeout_s, iter(CONNECT_PAUSES_S)
     while True:
         try:
-            return pymilvus.MilvusClient(uri, token=token, timeout=max(deadline - time.monotonic(), MIN_TIMEOUT_S))
+            left_s = max(deadline - time.monotonic(), MIN_TIMEOUT_S)
+            return pymilvus.MilvusClient(uri, token=token, timeout=left_s, **new_connection())
         except pymilvus.MilvusException as error:
             pause_s = next(pauses_s, math.inf)
             if time.monotonic() + pause_s > deadline:
                 cure = "One process at a time can open it." if uri.endswith(".db") else "Check the URI."
-                raise ConnectError(f"Milvus cannot be reached at {uri!r} ({error.message}). {cure}") from error
+                raise ConnectError(f"Milvus cannot be reached at {shown(uri)} ({error.message}). {cure}") from error
             time.sleep(pause_s)
 
 
@@ -262,7 +290,8 @@ def _check_row(own: str, metadata: str) -> None:
     typed = _typed(fields)
     if (size := len(encode_metadata(typed).encode())) > MAX_METADATA_BYTES:
         raise InvalidInputError(
-            f"the metadata of {own!r} has {size} bytes; Milvus takes {MAX_METADATA_BYTES}. Keep what is long elsewhere."
+            f"the metadata of {shown(own)} has {size} bytes; Milvus takes {MAX_METADATA_BYTES}. Keep what is long "
+            "elsewhere."
         )
     for name, value in fields.items():
         for number in _integers(value):

@@ -6,8 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from ._checks import shown
 from ._exceptions import InvalidInputError
-from ._messages import shown
 
 SCHEME = re.compile(r"\s*(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/")  # one slash: Path makes one of two
 

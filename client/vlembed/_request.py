@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ._checks import flag, whole_number
 from ._exceptions import InvalidInputError, ItemError, ProtocolError
 from ._info import ServerInfo
 from ._items import PreparedItem
@@ -39,14 +40,12 @@ class Call:
         cls, transport: Transport, info: ServerInfo, *, dimensions: int | None, max_pixels: int | None, truncate: bool
     ) -> Call:
         """Return the call that has these options, or raise `InvalidInputError` if one is wrong."""
-        if not isinstance(truncate, bool):
-            raise InvalidInputError(f"truncate is {truncate!r}. Pass True or False.")
         options = {
             **_option("dimensions", dimensions, info.min_dimensions, info.dimensions),
             **_option("max_pixels", max_pixels, info.bounds["min_pixels"], info.bounds["max_pixels"]),
-            **({"truncate": np.array([True])} if truncate else {}),
+            **({"truncate": np.array([True])} if flag("truncate", truncate) else {}),
         }
-        return cls(transport, options, dimensions or info.dimensions, info.fingerprint)
+        return cls(transport, options, info.dimensions if dimensions is None else int(dimensions), info.fingerprint)
 
     def send(self, pack: Pack, deadline: float) -> list[Outcome]:
         """Embed a pack, in halves if it is too large, and return its rows in order, or every bad item and no other.
@@ -115,8 +114,7 @@ def _option(name: str, value: int | None, low: int, high: int) -> dict[str, npt.
     """Return the tensor of an option, or none if it is not given."""
     if value is None:
         return {}
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
-        raise InvalidInputError(f"{name} is {value!r}; this server takes {low} to {high}. Leave it out for {high}.")
+    value = whole_number(name, value, low, high, taker="this server", cure=f"Leave it out for {high}.")
     return {name: np.array([value], np.int32)}
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from ._exceptions import ConnectError, InvalidInputError, OverloadedError, RequestTimeoutError, VlembedError
+from ._checks import number, seconds, whole_number
+from ._exceptions import ConnectError, OverloadedError, RequestTimeoutError, VlembedError
 from ._transport import Tensors, Transport, closed
 
 RETRIED = (ConnectError, OverloadedError)  # a request that timed out may still be running: again would be more load
@@ -40,15 +41,11 @@ class Retry:
     reserve: int = 20  # retries on top: what a client may spend at once
 
     def __post_init__(self) -> None:
-        for name, value, is_right, rule in (
-            ("max_attempts", self.max_attempts, self.max_attempts >= 1, "1 or more"),
-            ("initial_backoff_s", self.initial_backoff_s, self.initial_backoff_s >= 0, "0 s or more"),
-            ("max_backoff_s", self.max_backoff_s, self.max_backoff_s >= 0, "0 s or more"),
-            ("budget", self.budget, 0 <= self.budget <= 1, "0 to 1"),
-            ("reserve", self.reserve, self.reserve >= 0, "0 or more"),
-        ):
-            if not is_right:
-                raise InvalidInputError(f"Retry.{name} is {value!r}. Pass {rule}.")
+        whole_number("Retry.max_attempts", self.max_attempts, 1)
+        seconds("Retry.initial_backoff_s", self.initial_backoff_s, may_be_zero=True)
+        seconds("Retry.max_backoff_s", self.max_backoff_s, may_be_zero=True)
+        number("Retry.budget", self.budget, 0, 1)
+        whole_number("Retry.reserve", self.reserve, 0)
 
     def backoff_s(self, num_failures: int) -> float:
         """Return a random pause after so many failures in a row."""

@@ -44,6 +44,11 @@ class Rows:
         self._lock = threading.Lock()  # of the columns and the snapshot, which readers make
         self.append(ids, metadata)
 
+    def after_fork(self) -> None:
+        """Forget the lock, and the columns that a thread of the parent may have been reading."""
+        self._lock = threading.Lock()
+        self._columns = {}
+
     def __len__(self) -> int:
         return len(self.position)
 

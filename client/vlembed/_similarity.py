@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
+from ._checks import flag, one_of, whole_number
 from ._exceptions import InvalidInputError
 from ._result import Embeddings
 
@@ -48,6 +49,7 @@ def similarity(
         different models.
     """
     left, right = _pair(("a", a), ("b", b), metric)
+    pairwise = flag("pairwise", pairwise)
     if pairwise and len(left) != len(right):
         raise InvalidInputError(
             f"pairwise compares row by row, but a has {len(left)} rows and b has {len(right)}. Pass as many of both."
@@ -103,10 +105,9 @@ def top_k(
     InvalidInputError
         As `similarity` does, or for a wrong k.
     """
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise InvalidInputError(f"k is {k!r}. Pass a whole number, 1 or more.")
+    k = whole_number("k", k, 1)
     left, right = _pair(("queries", queries), ("gallery", gallery), metric)
-    k = min(int(k), len(right))
+    k = min(k, len(right))
     scores = np.empty((len(left), k), np.result_type(left.dtype, right.dtype))
     indices = np.empty((len(left), k), np.int64)
     for rows in blocks(len(left), max(1, min(left.block_rows, BLOCK_ELEMENTS // (2 * k + right.block_rows)))):
@@ -152,8 +153,7 @@ Named: TypeAlias = "tuple[str, Embeddings | npt.ArrayLike]"
 
 def _pair(a: Named, b: Named, metric: Metric) -> tuple[_Side, _Side]:
     """Check two arguments, each with its name."""
-    if metric not in get_args(Metric):
-        raise InvalidInputError(f"metric is {metric!r}. Pass one of {', '.join(map(repr, get_args(Metric)))}.")
+    one_of("metric", metric, get_args(Metric))
     (one, left), (other, right) = a, b
     if isinstance(left, Embeddings) and isinstance(right, Embeddings) and left.fingerprint != right.fingerprint:
         raise InvalidInputError(

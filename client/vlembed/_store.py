@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
+from ._checks import one_of, shown, whole_number
 from ._exceptions import InvalidInputError
 from ._filters import Condition
 
@@ -55,7 +56,7 @@ class IndexInfo:
         for field_name, value in given.items():
             if value is not None and value != has.get(field_name):
                 raise InvalidInputError(
-                    f"{field_name} is {value!r}, but {name} has {has.get(field_name)!r}. Leave it out, or {other}."
+                    f"{field_name} is {shown(value)}, but {name} has {has.get(field_name)!r}. Leave it out, or {other}."
                 )
 
     def check_model(self, what: str, fingerprint: str) -> None:
@@ -75,7 +76,7 @@ class IndexInfo:
         """
         if fingerprint != self.fingerprint:
             raise InvalidInputError(
-                f"{what} the model with fingerprint {fingerprint!r}, but the index holds vectors of "
+                f"{what} the model with fingerprint {shown(fingerprint)}, but the index holds vectors of "
                 f"{self.fingerprint!r}; they have nothing in common. Use a server of that model, or make a new "
                 "index and embed the items again."
             )
@@ -117,6 +118,9 @@ class Matches(Sequence[list[Match]]):
         if isinstance(index, slice):
             return Matches(self._queries[index], self._read)
         return self._read(self._queries[index])
+
+    def __reduce__(self) -> tuple[type[Matches], tuple[range, Callable[[int], list[Match]]]]:
+        return Matches, (range(len(self)), list(self).__getitem__)
 
     def __repr__(self) -> str:
         return f"<Matches of {len(self)} queries>"
@@ -180,6 +184,15 @@ class Store(Protocol):
     def close(self) -> None:
         """Let go of connections and files."""
 
+    def after_fork(self, *, is_changing: bool) -> bool:
+        """Put new locks and connections in the place of the parent's, and tell whether the child can use the rows.
+
+        Parameters
+        ----------
+        is_changing
+            Another thread was at work on a change, or on a copy for a file, when the process was forked.
+        """
+
 
 def choose(kind: str, options: Mapping[str, int], offered: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
     """Check a kind and its options, and complete them by their defaults.
@@ -189,14 +202,13 @@ def choose(kind: str, options: Mapping[str, int], offered: Mapping[str, Mapping[
     InvalidInputError
         Naming what is wrong, and what is offered.
     """
-    if not isinstance(kind, str) or kind not in offered:
-        raise InvalidInputError(f"kind is {kind!r}. Pass one of {', '.join(map(repr, offered))}.")
+    one_of("kind", kind, offered)
     defaults = offered[kind]
-    for name, value in options.items():
+    for name in options:
         if name not in defaults:
             known = f"takes {', '.join(defaults)}" if defaults else "takes none"
-            raise InvalidInputError(f"{name} is no option of an index of kind {kind!r}, which {known}.")
-        least, most = OPTION_BOUNDS.get(name, ANY_OPTION_BOUNDS)
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
-            raise InvalidInputError(f"{name} is {value!r}. Pass a whole number, {least} to {most}.")
-    return {**defaults, **{name: int(value) for name, value in options.items()}}
+            raise InvalidInputError(f"{name[:80]} is no option of an index of kind {kind!r}, which {known}.")
+    checked = {
+        name: whole_number(name, value, *OPTION_BOUNDS.get(name, ANY_OPTION_BOUNDS)) for name, value in options.items()
+    }
+    return {**defaults, **checked}

@@ -13,7 +13,8 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from ._exceptions import OverloadedError
+from ._exceptions import InvalidInputError, OverloadedError
+from ._fork import call_after_fork
 from ._items import BadItemError, ItemLike, PreparedItem
 from ._limit import AdaptiveLimit
 from ._packing import MAX_PACK_BYTES, Cost, CostedItem, Pack, cost_of, deal
@@ -58,12 +59,15 @@ class Stream:
         self._is_read = False
         self._source_error: Exception | None = None
         self._failure: BaseException | None = None  # of a request
+        self._is_inherited = False  # from the process that forked this one and has the threads
+        call_after_fork(self._after_fork)
 
     def outcomes(self) -> Generator[Outcome, None, None]:
         """Yield what becomes of each item in order; raise an error of the source or of a request in its place."""
         with ThreadPoolExecutor(self._plan.concurrency, thread_name_prefix="vlembed") as pool:
             try:
                 while True:
+                    self._refuse_inherited()
                     self._collect()
                     self._dispatch(pool)
                     if self._num_yielded in self._done:
@@ -81,8 +85,19 @@ class Stream:
 
     def stop(self) -> None:
         """Send nothing more; requests in flight end by themselves, but are not sent again."""
-        self._limit.stop()
-        self._plan.transport.stop()
+        if not self._is_inherited:
+            self._limit.stop()
+            self._plan.transport.stop()
+
+    def _after_fork(self) -> None:
+        self._is_inherited = True
+
+    def _refuse_inherited(self) -> None:
+        if self._is_inherited:
+            raise InvalidInputError(
+                "this stream was begun before the process was forked, and only the parent can go on with it. Call "
+                "embed_many in the child."
+            )
 
     def _collect(self) -> None:
         for future in [future for future in self._in_flight if future.done()]:
@@ -126,6 +141,7 @@ class Stream:
                 self._is_read = True
                 self._source_error = None if isinstance(error, StopIteration) else error
                 break
+            self._refuse_inherited()  # the source may have forked
             index = self._num_read
             self._num_read += 1
             try:

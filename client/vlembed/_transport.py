@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,15 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy.typing as npt
 
-from ._exceptions import ConnectError, InvalidInputError, ItemError, OverloadedError, ServerError, VlembedError
+from ._exceptions import (
+    ConnectError,
+    InvalidInputError,
+    ItemError,
+    OverloadedError,
+    ProtocolError,
+    ServerError,
+    VlembedError,
+)
 
 Tensors: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
@@ -66,6 +75,26 @@ class Transport(Protocol):
 def closed() -> ConnectError:
     """Return the error of a transport that was closed."""
     return ConnectError("this client is closed. Make a new EmbeddingClient.")
+
+
+def new_request_id() -> str:
+    """Return an id that no other request has, in this process or in one that was forked."""
+    return secrets.token_hex(8)
+
+
+def check_request_id(url: str, sent: str, answered: str) -> None:
+    """Refuse the answer to another request, which a connection that is out of step may give.
+
+    Raises
+    ------
+    ProtocolError
+        The ids differ.
+    """
+    if answered != sent:
+        raise ProtocolError(
+            f"{url} answered request {answered[:40]!r} instead of {sent!r}. If a proxy is between, it mixes answers up "
+            "or drops their id; nothing else may use the connections of this client."
+        )
 
 
 def refusal(message: str, *, is_unavailable: bool, status: str) -> VlembedError:

@@ -18,6 +18,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.client.indexes import DIMENSIONS, FINGERPRINT, OPTIONS, MakeIndex
 from vlembed import EmbeddingClient, Index, InvalidInputError, ItemError
+from vlembed._http import HEADER_LENGTH
 
 INFO = {
     "checkpoint": "memory",
@@ -39,6 +40,7 @@ INFO = {
         "max_pixels": 32_768,
     },
 }
+REQUEST_ID = "fedcba9876543210"  # stands in an answer for the id of the request
 Tensors = dict[str, np.ndarray]
 
 
@@ -125,11 +127,12 @@ def make_index(request: pytest.FixtureRequest, milvus_file: Path) -> Iterator[Ma
 
 
 class HttpStub:
-    """Answers every HTTP request with `status`, `headers` and `body`."""
+    """Answers every HTTP request with `status`, `headers` and `body`, in which `REQUEST_ID` becomes the request's."""
 
     def __init__(self) -> None:
         self.status, self.headers, self.body = 200, dict[str, str](), b""
         self.seen: list[tuple[str, dict[str, str], bytes]] = []
+        self.ports: set[int] = set()  # of the clients' connections
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -141,12 +144,15 @@ class HttpStub:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 stub.seen.append((self.path, dict(self.headers), body))
+                stub.ports.add(self.client_address[1])
+                head = body[: int(self.headers.get(HEADER_LENGTH, 0))] or b"{}"
+                answer = stub.body.replace(REQUEST_ID.encode(), json.loads(head).get("id", REQUEST_ID).encode())
                 self.send_response(stub.status)
                 for name, value in stub.headers.items():
                     self.send_header(name, value)
-                self.send_header("Content-Length", str(len(stub.body)))
+                self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
-                self.wfile.write(stub.body)
+                self.wfile.write(answer)
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -168,10 +174,11 @@ def http_stub() -> Iterator[HttpStub]:
 
 
 class GrpcStub(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Ends every gRPC request with `status` and `message`, or gives `answer`."""
+    """Ends every gRPC request with `status` and `message`, or gives `answer`, with `answered_id` or the request's."""
 
     def __init__(self) -> None:
         self.url, self.status, self.message = "", grpc.StatusCode.OK, ""
+        self.answered_id: str | None = None
         self.answer = service_pb2.ModelInferResponse()
         self.metadata: dict[str, str] = {}
 
@@ -179,6 +186,7 @@ class GrpcStub(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         self.metadata = dict(context.invocation_metadata())
         if self.status is not grpc.StatusCode.OK:
             context.abort(self.status, self.message)
+        self.answer.id = request.id if self.answered_id is None else self.answered_id
         return self.answer
 
 

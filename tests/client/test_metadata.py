@@ -21,7 +21,7 @@ import pytest
 from tests.client.conftest import INFO
 from tests.client.indexes import FINGERPRINT, MakeIndex, ids_of, vectors
 from vlembed import Index, InvalidInputError
-from vlembed._messages import shown
+from vlembed._checks import shown
 from vlembed._metadata import decode_metadata, encode_metadata
 
 in_both_stores = pytest.mark.parametrize("kind", ["flat", "milvus flat"])

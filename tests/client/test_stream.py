@@ -419,7 +419,7 @@ def test_wrong_arguments_are_refused_at_once(client: EmbeddingClient) -> None:
         with pytest.raises(InvalidInputError, match=next(iter(arguments))):
             client.embed_many(["a"], **arguments)  # type: ignore[call-overload]
     for items in (7, {"a": 1}, {"a"}):
-        with pytest.raises(InvalidInputError, match="items is of type"):
+        with pytest.raises(InvalidInputError, match=r"^items is (7|of type)"):
             client.embed_many(items)  # type: ignore[call-overload]
 
 

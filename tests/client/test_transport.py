@@ -20,7 +20,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import serialize_byte_tensor
 
-from tests.client.conftest import INFO, GrpcStub, HttpStub
+from tests.client.conftest import INFO, REQUEST_ID, GrpcStub, HttpStub
 from vlembed import (
     TLS,
     ConnectError,
@@ -223,9 +223,10 @@ def info_tensor() -> np.ndarray:
 
 def http_answer(**tensors: np.ndarray) -> tuple[dict[str, str], bytes]:
     """Build an answer as Triton does; the request's form is the same."""
-    headers, body = encode(tensors, ())
+    headers, body = encode(tensors, (), REQUEST_ID)
     length = int(headers[HEADER_LENGTH])
-    head = json.dumps({"outputs": json.loads(body[:length])["inputs"]}).encode()
+    request = json.loads(body[:length])
+    head = json.dumps({"id": request["id"], "outputs": request["inputs"]}).encode()
     return {HEADER_LENGTH: str(len(head))}, head + body[length:]
 
 
@@ -238,7 +239,8 @@ def test_http_tensors_come_back_as_they_went() -> None:
         "nothing": np.zeros((0, 3), np.float32),
     }
     headers, body = http_answer(**tensors)
-    decoded = decode(body, headers[HEADER_LENGTH], list(tensors))
+    answered_id, decoded = decode(body, headers[HEADER_LENGTH], list(tensors))
+    assert answered_id == REQUEST_ID
     for name, value in tensors.items():
         np.testing.assert_array_equal(decoded[name], value)
         assert decoded[name].dtype == value.dtype
@@ -308,6 +310,52 @@ def test_grpc_answers_that_are_none(grpc_stub: GrpcStub, answer: Any) -> None:
     grpc_stub.answer = answer
     with EmbeddingClient(grpc_stub.url) as client, pytest.raises(ProtocolError):
         client.info()
+
+
+# --- answers to other requests ---
+
+
+@pytest.mark.parametrize("answered", ["", "1234567890abcdef", REQUEST_ID.upper()])
+def test_an_answer_to_another_request_over_grpc(grpc_stub: GrpcStub, answered: str) -> None:
+    grpc_stub.answer = grpc_answer("info", "BYTES", [1], serialize_byte_tensor(info_tensor()).item())
+    grpc_stub.answered_id = answered
+    with EmbeddingClient(grpc_stub.url) as client, pytest.raises(ProtocolError, match="answered request '"):
+        client.info()
+
+
+@pytest.mark.parametrize("answered", [None, "", "1234567890abcdef", 7])
+def test_an_answer_to_another_request_over_http(http_stub: HttpStub, answered: object) -> None:
+    headers, body = http_answer(info=info_tensor())
+    length = int(headers[HEADER_LENGTH])
+    description = json.loads(body[:length]) | {"id": answered}
+    if answered is None:
+        del description["id"]
+    head = json.dumps(description).encode()
+    http_stub.headers, http_stub.body = {HEADER_LENGTH: str(len(head))}, head + body[length:]
+    with EmbeddingClient(http_stub.url) as client:
+        with pytest.raises(ProtocolError, match="answered request '"):
+            client.info()
+        assert len(http_stub.seen) == 1  # not sent again
+        http_stub.headers, http_stub.body = http_answer(info=info_tensor())
+        assert client.info().checkpoint == INFO["checkpoint"]
+    assert len(http_stub.ports) == 2  # the first connection was given up
+
+
+def test_refusals_keep_the_connection(http_stub: HttpStub) -> None:
+    with EmbeddingClient(http_stub.url, retry=ONCE) as client:
+        for status in (400, 500, 503):
+            http_stub.status, http_stub.body = status, b'{"error": "no"}'
+            with pytest.raises(VlembedError):
+                client.info()
+    assert len(http_stub.ports) == 1
+
+
+def test_every_request_has_an_id_of_its_own(http_stub: HttpStub) -> None:
+    with EmbeddingClient(http_stub.url, retry=ONCE) as client:
+        for _ in range(3):
+            with pytest.raises(ProtocolError):
+                client.info()
+    assert len({json.loads(body)["id"] for _, _, body in http_stub.seen}) == 3
 
 
 # --- refusals ---
@@ -474,3 +522,16 @@ def test_tls_arguments(scheme: str, tmp_path: Path) -> None:
     missing.write_text("no certificate")
     with pytest.raises((InvalidInputError, ConnectError)):
         EmbeddingClient(f"{scheme}s://127.0.0.1:1", tls=TLS(ca_file=missing)).info()
+
+
+@pytest.mark.parametrize("scheme", ["grpcs", "https"])
+def test_certificates_are_read_at_once(scheme: str, certificate: TLS, tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_bytes(Path(str(certificate.ca_file)).read_bytes())
+    with EmbeddingClient(f"{scheme}://127.0.0.1:1", tls=TLS(ca_file=file), retry=ONCE) as client:
+        file.unlink()
+        with pytest.raises(ConnectError):
+            client.info()
+        client._after_fork()  # as in a child
+        with pytest.raises(InvalidInputError, match=r"ca\.pem"):
+            client.info()

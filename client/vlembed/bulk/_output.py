@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._checks import whole_number
 from .._exceptions import InvalidInputError, OutputError
 from .._extras import require
 from .._index import Index
@@ -41,10 +42,11 @@ def read_blocks(output: str | Path, block_rows: int = BLOCK_ROWS) -> Iterator[Bl
     Raises
     ------
     InvalidInputError
-        No output of a bulk run.
+        No output of a bulk run, or a wrong block_rows.
     OutputError
         It is not finished, or damaged.
     """
+    block_rows = whole_number("block_rows", block_rows, 1)
     manifest = _finished(output)
     for file in manifest.vector_files():
         for batch in _open(manifest, file).iter_batches(block_rows):

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .._checks import shown
 from .._extras import require
-from .._messages import shown
 from .._metadata import iso_datetime, iso_duration
 from ._format import BadRowError, Cursor, Fields, Rows, opened, unreadable
 

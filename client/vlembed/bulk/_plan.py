@@ -16,8 +16,8 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .._checks import shown
 from .._exceptions import InvalidInputError
-from .._messages import shown
 from .._walk import REPEATED_FILES, SIDE_FILES, Links, is_side_path, walk
 from ._format import IMAGE_SUFFIXES, Cursor, unreadable
 from ._formats import FORMATS

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from .._checks import flag, mapping, one_of, shown, whole_number
 from .._client import EmbeddingClient
 from .._exceptions import InvalidInputError
 from .._extras import require
@@ -100,17 +101,14 @@ def embed_files(
     paths = [inputs] if isinstance(inputs, str | Path) else inputs
     source = Input([local_path(path, "input") for path in paths])
     output = Path(os.path.abspath(local_path(output, "output")))  # noqa: PTH100
-    _check_arguments(
-        source,
-        output,
-        shard_size=shard_size,
-        dtype=dtype,
-        instruction=instruction,
-        engine=engine,
-        num_workers=num_workers,
-    )
+    _check_arguments(source, output, dtype=dtype, instruction=instruction, engine=engine)
+    shard_size = whole_number("shard_size", shard_size, 1)
+    num_workers = None if num_workers is None else whole_number("num_workers", num_workers, 1)
+    client_options = {} if client_options is None else mapping("client_options", client_options)
+    truncate, retry_errors = flag("truncate", truncate), flag("retry_errors", retry_errors)
+    progress, allow_reference_text = flag("progress", progress), flag("allow_reference_text", allow_reference_text)
     settings, checkpoint = _ask_model(
-        EmbeddingClient(url, **client_options or {}),
+        EmbeddingClient(url, **client_options),
         dtype=dtype,
         dimensions=dimensions,
         instruction=instruction,
@@ -129,7 +127,7 @@ def embed_files(
         shards = read_plan(source, output / INPUT, shard_size, manifest.num_rows, images_may_differ=retry_errors)
         manifest.clean()
         tasks = _failed_tasks(manifest, shards) if retry_errors else _unfinished_tasks(manifest, shards)
-        worker = Worker(url, client_options or {}, source.root, output, settings)
+        worker = Worker(url, client_options, source.root, output, settings)
         with _progress_bar(manifest, tasks, is_shown=progress) as advance:
             is_ray = engine == "ray"
             with closing(
@@ -141,24 +139,13 @@ def embed_files(
     return report_of(manifest, ignored=dict(+source.ignored))
 
 
-def _check_arguments(
-    source: Input,
-    output: Path,
-    *,
-    shard_size: int,
-    dtype: str,
-    instruction: str | None,
-    engine: str,
-    num_workers: int | None,
-) -> None:
-    for name, value in (("shard_size", shard_size), ("num_workers", 1 if num_workers is None else num_workers)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InvalidInputError(f"{name} is {value!r}. Pass a whole number, 1 or more.")
+def _check_arguments(source: Input, output: Path, *, dtype: str, instruction: str | None, engine: str) -> None:
     for name, choice, choices in (("dtype", dtype, Dtype), ("engine", engine, Engine)):
-        if choice not in get_args(choices):
-            raise InvalidInputError(f"{name} is {choice!r}. Pass one of {', '.join(map(repr, get_args(choices)))}.")
+        one_of(name, choice, get_args(choices))
     if instruction is not None and not isinstance(instruction, str):
-        raise InvalidInputError(f"instruction is {instruction!r}. Pass a str, or leave it out for the model's default.")
+        raise InvalidInputError(
+            f"instruction is {shown(instruction)}. Pass a str, or leave it out for the model's default."
+        )
     for path in source.paths:
         if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
             raise InvalidInputError(

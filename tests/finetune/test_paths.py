@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune import __main__ as training
-from finetune import evaluate, mine
+from finetune import command, evaluate, mine
 
 TRAIN = ["--checkpoint", "c", "--train", "rows.jsonl", "--output", "out"]
 EVALUATE = ["--checkpoint", "c", "--pairs", "name=rows.jsonl", "--output", "out"]
@@ -18,7 +17,7 @@ MINE = ["--checkpoint", "c", "--data", "rows.jsonl", "--output", "out.jsonl"]
 @pytest.mark.parametrize(
     ("parse", "fine", "option", "value"),
     [
-        *((training.parse, TRAIN, option, "s3://b/o") for option in ("--train", "--eval", "--output")),
+        *((command.parse, TRAIN, option, "s3://b/o") for option in ("--train", "--eval", "--output")),
         *((mine._parse, MINE, option, "gs://b/o") for option in ("--data", "--corpus", "--output")),
         (evaluate.parse, EVALUATE, "--output", "file:///o"),
         (evaluate.parse, EVALUATE, "--pairs", "name=s3://b/rows.jsonl"),

@@ -159,10 +159,13 @@ def test_what_is_refused_is_named_by_its_field(value: Any, told: str) -> None:
         ([0, None], "metadata 0: it is of type int"),
         (["", None], "metadata 0: it is of type str"),
         ([pd.NA, None], "metadata 0: it is of type pandas"),
-        (pd.DataFrame({"a": [1, 2]}), 'metadata is a DataFrame. Pass its to_dict("records")'),
+        (
+            pd.DataFrame({"a": [1, 2]}),
+            "metadata is of type pandas.DataFrame, which holds values under names. Pass a list",
+        ),
         (pd.Series([1, 2]), "metadata 0: it is of type "),
-        (pa.table({"a": [1, 2]}), "metadata is pyarrow.Table"),
-        (np.array([1, 2]), "metadata 0: it is of type numpy.int64"),
+        (pa.table({"a": [1, 2]}), "metadata is of type pyarrow.lib.Table, which holds values under names"),
+        (np.array([1, 2]), "metadata is a numpy array int64 (2,). Pass a list with a dict or None"),
         (
             [{"deep": json.loads("[" * 900 + "]" * 900)}] * 2,
             "metadata 0: the field 'deep' is no metadata: it is nested",

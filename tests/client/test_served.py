@@ -74,7 +74,7 @@ def test_packs_that_the_server_finds_too_large(server: TritonServer) -> None:
 def test_bad_items_of_all_packs(client: EmbeddingClient) -> None:
     bad = {3: b"%PDF", 64: PNG[:900], 100: b"GIF89a", 139: b"https://example.com/cat.png"}
     items = [bad.get(number, f"text {number}") for number in range(140)]
-    with pytest.raises(InvalidInputError, match=r"^item 3 of 140: image is not readable .* \(and 3 more\)$") as caught:
+    with pytest.raises(InvalidInputError, match=r"^item 3 of 140: image is a PDF .* \(and 3 more\)$") as caught:
         client.embed(items)
     codes = ["IMAGE_UNDECODABLE", "IMAGE_TRUNCATED", "IMAGE_UNDECODABLE", "IMAGE_IS_URL"]
     assert [(item.index, item.code) for item in caught.value.items] == list(zip(bad, codes, strict=True))

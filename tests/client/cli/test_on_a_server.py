@@ -142,7 +142,7 @@ def test_files_to_vectors_to_an_index(shell: Shell, tmp_path: Path, place: str) 
         (["embed", "a", "--url", "http://127.0.0.1:1"], 1, "cannot reach http://127.0.0.1:1"),
         (["embed", "a", "--url", "ftp://127.0.0.1"], 2, "url is 'ftp://127.0.0.1'"),
         (["embed", "a", "--ca-file", "none.pem"], 2, "tls is given"),
-        (["embed", "--image", "demo/images/LICENSE"], 2, "'demo/images/LICENSE': image is not readable"),
+        (["embed", "--image", "demo/images/LICENSE"], 2, "'demo/images/LICENSE': image is of no known format"),
         (["embed", "demo/images/no*.png"], 2, "'demo/images/no*.png' matches no file"),
         (["embed", "a", "--dimensions", "3"], 2, "dimensions is 3; this server takes 64 to 192"),
         (["embed", "a", "--frobnicate"], 2, "--frobnicate"),

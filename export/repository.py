@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from .checkpoint import ExportError
+from .paths import is_url
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "model_repository"
 MARKS = ("embed/config.pbtxt", "info/1/info.json")  # by which a folder is known as one of ours
@@ -30,8 +31,10 @@ def new_repository(output: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises
     ------
     ExportError
-        `output` exists and `overwrite` is false, or it is no model repository.
+        `output` is a URL, exists and `overwrite` is false, or is no model repository.
     """
+    if is_url(output):
+        raise ExportError(f"{output} is a URL. Write to a folder of this machine, and copy it there.")
     output = output.resolve()
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         if not all((output / file).is_file() for file in MARKS):

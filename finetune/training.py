@@ -30,6 +30,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from finetune.batches import NOT_SIDES, GroupBatchSampler, nothing_to_learn
 from finetune.losses import LossOptions, build_loss
 from finetune.model import Qwen3VLEncoder, load_model, save_checkpoint, small_files
+from finetune.paths import is_url
 from finetune.trainable import Language, Vision, make_trainable, merge_adapter, save_adapter
 from preprocessing import PackError
 
@@ -179,11 +180,13 @@ def fine_tune(
     Raises
     ------
     TrainingError
-        `output` holds something else already, the options changed, the loss does not fit the rows, nothing can be
-        learned from them, or a row cannot be preprocessed.
+        `output` is a URL or holds something else already, the options changed, the loss does not fit the rows, nothing
+        can be learned from them, or a row cannot be preprocessed.
     CheckpointError
         The checkpoint cannot be read.
     """
+    if is_url(output):
+        raise TrainingError(f"{output} is a URL. Write to a folder of this machine, and copy it there.")
     folder = output / "training"
     _check_options(options, keep_adapter)
     for rows in filter(None, (train, evaluation)):

@@ -81,6 +81,14 @@ def test_an_existing_repository_is_kept_unless_told(checkpoint: Checkpoint, repo
     assert not (old / "precious").exists()
 
 
+@pytest.mark.parametrize("url", ["s3://bucket/repository", "gs://b", "hdfs:///r"])
+def test_a_url_is_no_output(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExportError, match="is a URL"):
+        export(str(checkpoint.folder), Path(url))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_nothing_but_a_repository_is_overwritten(checkpoint: Checkpoint, tmp_path: Path, kind: str) -> None:
     thesis = tmp_path / "home" / "thesis.txt"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finetune import command, evaluate, mine
+from finetune.training import TrainingError, TrainingOptions, fine_tune
 
 TRAIN = ["--checkpoint", "c", "--train", "rows.jsonl", "--output", "out"]
 EVALUATE = ["--checkpoint", "c", "--pairs", "name=rows.jsonl", "--output", "out"]
@@ -35,3 +37,12 @@ def test_a_url_is_no_path(
     with pytest.raises(SystemExit):
         parse([*fine, option, value])
     assert f"argument {option}: '{value}' is " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/tuned", "gs://b", "hdfs:///t"])
+def test_a_url_is_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows: Any = []  # not looked at
+    with pytest.raises(TrainingError, match="is a URL"):
+        fine_tune("checkpoint", rows, None, Path(url), TrainingOptions())
+    assert not list(tmp_path.iterdir())

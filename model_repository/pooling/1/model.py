@@ -39,8 +39,8 @@ class TritonPythonModel:
         if not np.isfinite(norm).all():
             bad = np.flatnonzero(~np.isfinite(norm[:, 0])).tolist()
             message = (
-                f"the language model gave no finite hidden state for items {bad}. Send them again: a request beside them "
-                "may have had an empty tensor. If it happens again, report it with the server's log."
+                f"the language model gave no finite hidden state for items {bad}. Send them again: a request beside "
+                "them may have had an empty tensor. If it happens again, report it with the server's log."
             )
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))
         outputs = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import ssl
 import struct
@@ -121,7 +122,7 @@ def test_no_answer_in_time(scheme: str) -> None:
     with listening(listen_only) as port:
         error = failure_of(f"{scheme}://127.0.0.1:{port}", timeout_s=SHORT_S)
     assert isinstance(error, RequestTimeoutError)
-    assert "0.20 s" in str(error)
+    assert re.search(r"within 0\.(20|1\d) s", str(error))  # some of it may be gone before the first attempt
 
 
 @pytest.mark.parametrize(

@@ -27,20 +27,17 @@ import torch
 from PIL import Image
 from transformers import Qwen3VLForConditionalGeneration
 
-from demo.untrained import text_config, train_tokenizer, vision_config, write_untrained
+from demo.untrained import ARCHITECTURE_2B, train_tokenizer, write_untrained
 from export.__main__ import export
+from export.validate import lay_out
 from server.launch import TritonServer
 from server.paths import local_path
 from vlembed import EmbeddingClient
 
 from .report import report
 
-ARCHITECTURE = {
-    "text_config": text_config(2048, 28, 16, 8, 128, 6144, (24, 20, 20), vocab_size=151936),
-    "vision_config": vision_config(1024, 24, 16, 4096, 2048, (5, 11, 17)),
-    "tie_word_embeddings": True,
-}
 PEAK_TFLOPS = 989.5  # dense bfloat16 of an H100 or H200 SXM
+AGREEMENT_LENGTHS = (1, 2, 31, 97, 128, 129, 255, 256, 257, 1000, 4000)  # around the rows of a page, too
 TEXT_LENGTHS = (32, 128, 512, 2048)
 IMAGE_SIDES_PX = (224, 512, 1024)
 BATCH_TOKENS = (2048, 32768)  # tokens or patches of a batch, about
@@ -55,7 +52,7 @@ def prepare(folder: Path) -> tuple[Path, Path]:
     checkpoint, repository = folder / "random-2b", folder / "repository"
     if not checkpoint.exists():
         tokenizer = train_tokenizer(map(str, range(1000)), vocab_size=600)
-        write_untrained(checkpoint, ARCHITECTURE, tokenizer, dtype=torch.bfloat16)
+        write_untrained(checkpoint, ARCHITECTURE_2B, tokenizer, dtype=torch.bfloat16)
     if not repository.exists():
         export(str(checkpoint), repository, variants=["cuda"])
     return checkpoint, repository
@@ -100,16 +97,6 @@ class GpuTower:
         binding.bind_output(self.output, "cuda")
         self.session.run_with_iobinding(binding)
         return binding.get_outputs()[0]
-
-
-def with_offsets(requests: list[dict[str, Array]]) -> dict[str, Any]:
-    """Lay requests end to end, as the server does."""
-    feed: dict[str, Any] = {}
-    for name in requests[0]:
-        parts = [request[name].reshape(-1) for request in requests]
-        feed[name] = np.concatenate(parts)
-        feed[f"{name}_offsets"] = np.cumsum([0, *(part.size for part in parts)], dtype=np.int32)
-    return feed
 
 
 def text_request(ids: list[Array], config: Any) -> dict[str, Array]:
@@ -169,7 +156,7 @@ def half_noise(model: Any, half: Any) -> float:
     generator = np.random.default_rng(0)
     found = []
     with torch.no_grad():
-        for length in (1, 2, 31, 97, 128, 129, 255, 256, 257, 1000, 4000):
+        for length in AGREEMENT_LENGTHS:
             ids = torch.from_numpy(generator.integers(0, 150_000, length))[None].cuda()
             states = [m.language_model(input_ids=ids).last_hidden_state[:, -1].float().cpu() for m in (half, model)]
             found.append(cosines(states[0].numpy(), states[1].numpy())[0])
@@ -179,10 +166,10 @@ def half_noise(model: Any, half: Any) -> float:
 def agreement(model: Any, vision: GpuTower, language: GpuTower) -> dict[str, float]:
     """Compare items of many sizes, in one batch and alone, with transformers in float32; and the guard."""
     generator = np.random.default_rng(0)
-    ids = [generator.integers(0, 150_000, n) for n in (1, 2, 31, 97, 128, 129, 255, 256, 257, 1000, 4000)]
+    ids = [generator.integers(0, 150_000, n) for n in AGREEMENT_LENGTHS]
     texts = [text_request([item], model.config) for item in ids]
-    together = language.run(with_offsets(texts)).numpy()[::2]  # the sentinels come second
-    alone = np.concatenate([language.run(with_offsets([request])).numpy()[:1] for request in texts])
+    together = language.run(lay_out(texts)).numpy()[::2]  # the sentinels come second
+    alone = np.concatenate([language.run(lay_out([request])).numpy()[:1] for request in texts])
     with torch.no_grad():
         theirs = np.concatenate(
             [
@@ -195,12 +182,12 @@ def agreement(model: Any, vision: GpuTower, language: GpuTower) -> dict[str, flo
         "texts alone to texts in a batch, smallest": float(cosines(alone, together).min()),
     }
     liar = {**texts[3], "lengths": np.array([5, 5], np.int32)}
-    guarded = language.run(with_offsets([texts[2], liar, texts[4]])).numpy()
+    guarded = language.run(lay_out([texts[2], liar, texts[4]])).numpy()
     if not np.isnan(guarded[2:4]).all() or np.isnan(guarded[[0, 4]]).any():
         raise SystemExit("error: a request that contradicts itself is not NaN, or harms its neighbours.")
 
     images = [image_request(1, side, generator) for side in (2, 14, 32, 64)]
-    embeds = vision.run(with_offsets(images)).numpy()
+    embeds = vision.run(lay_out(images)).numpy()
     expected = []
     with torch.no_grad():
         for image in images:
@@ -209,7 +196,7 @@ def agreement(model: Any, vision: GpuTower, language: GpuTower) -> dict[str, flo
             expected.append(torch.cat([output.pooler_output, *output.deepstack_features], dim=1).cpu().numpy())
     found["visual tokens, cosine to float32, smallest"] = float(cosines(embeds, np.concatenate(expected)).min())
     found["visual tokens, cosine to float32, mean"] = float(cosines(embeds, np.concatenate(expected)).mean())
-    alone = np.concatenate([vision.run(with_offsets([image])).numpy() for image in images])
+    alone = np.concatenate([vision.run(lay_out([image])).numpy() for image in images])
     found["visual tokens alone to in a batch, smallest"] = float(cosines(alone, embeds).min())
 
     whole = []
@@ -222,7 +209,7 @@ def agreement(model: Any, vision: GpuTower, language: GpuTower) -> dict[str, flo
                 input_ids=input_ids, pixel_values=pixels, image_grid_thw=grid, mm_token_type_ids=types
             ).last_hidden_state[:, -1]
             model.rope_deltas = None
-        feed = image_language_feed(input_ids, positions, vision.run(with_offsets([patches])))
+        feed = image_language_feed(input_ids, positions, vision.run(lay_out([patches])))
         whole.append(cosines(language.run(feed).numpy(), theirs.cpu().numpy())[0])
     found["images, both towers, cosine to float32, smallest"] = float(min(whole))
     return found
@@ -231,7 +218,7 @@ def agreement(model: Any, vision: GpuTower, language: GpuTower) -> dict[str, flo
 def image_language_feed(input_ids: torch.Tensor, positions: torch.Tensor, image_embeds: Any) -> dict[str, Any]:
     """Return the language tower's inputs for prompts with an image each, as one request."""
     n, length = input_ids.shape
-    feed = with_offsets(
+    feed = lay_out(
         [
             {
                 "input_ids": input_ids.cpu().numpy(),
@@ -267,7 +254,7 @@ def measure_texts(model: Any, language: GpuTower) -> dict[str, float]:
         for tokens in BATCH_TOKENS:
             n = max(1, tokens // length)
             ids = generator.integers(0, 150_000, (n, length))
-            feed = with_offsets([text_request(list(ids), model.config)])
+            feed = lay_out([text_request(list(ids), model.config)])
             input_ids = torch.from_numpy(ids).cuda()
 
             def theirs(input_ids: torch.Tensor = input_ids) -> None:
@@ -296,7 +283,7 @@ def measure_images(model: Any, vision: GpuTower, language: GpuTower) -> dict[str
         side = side_px // 16
         for patches in BATCH_TOKENS:
             n = max(1, patches // side**2)
-            feed = with_offsets([image_request(n, side, generator)])
+            feed = lay_out([image_request(n, side, generator)])
             input_ids, types, positions, grid = image_prompts(n, side, model, generator)
             language_feed = image_language_feed(input_ids, positions, vision.run(feed))
             pixels = torch.from_numpy(feed["patches"].reshape(-1, 1536)).cuda()
@@ -326,8 +313,8 @@ def measure_images(model: Any, vision: GpuTower, language: GpuTower) -> dict[str
 def measure_latency(model: Any, vision: GpuTower, language: GpuTower) -> dict[str, float]:
     """Return p50 and p99 of single requests, in ms."""
     generator = np.random.default_rng(3)
-    text = with_offsets([text_request([generator.integers(0, 150_000, 32)], model.config)])
-    image = with_offsets([image_request(1, 32, generator)])
+    text = lay_out([text_request([generator.integers(0, 150_000, 32)], model.config)])
+    image = lay_out([image_request(1, 32, generator)])
     works: dict[str, Callable[[], Any]] = {
         "a text of 32 tokens": lambda: language.run(text).numpy(),
         "an image of 512 px, vision tower": partial(vision.run, image),
@@ -440,9 +427,9 @@ def main() -> None:
 def show_profiles(model: Any, vision: GpuTower, language: GpuTower) -> None:
     """Print where the GPU's time goes."""
     generator = np.random.default_rng(4)
-    texts = with_offsets([text_request(list(generator.integers(0, 150_000, (64, 512))), model.config)])
-    images = with_offsets([image_request(32, 32, generator)])
-    single = with_offsets([text_request([generator.integers(0, 150_000, 32)], model.config)])
+    texts = lay_out([text_request(list(generator.integers(0, 150_000, (64, 512))), model.config)])
+    images = lay_out([image_request(32, 32, generator)])
+    single = lay_out([text_request([generator.integers(0, 150_000, 32)], model.config)])
     for what, work in (
         ("64 texts of 512 tokens", lambda: language.run(texts)),
         ("32 images of 512 px", lambda: vision.run(images)),

@@ -115,6 +115,13 @@ def vision_config(hidden_size: int, depth: int, heads: int, intermediate_size: i
     }  # fmt: skip
 
 
+ARCHITECTURE_2B: dict[str, Any] = {  # of Qwen3-VL-Embedding-2B
+    "text_config": text_config(2048, 28, 16, 8, 128, 6144, (24, 20, 20), vocab_size=151936),
+    "vision_config": vision_config(1024, 24, 16, 4096, 2048, (5, 11, 17)),
+    "tie_word_embeddings": True,
+}
+
+
 def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE with Qwen's normaliser, split, special tokens and `<|endoftext|>` post-processor."""
     tokenizer = Tokenizer(models.BPE())

@@ -16,7 +16,7 @@ import torch
 from tokenizers import AddedToken
 from transformers.utils import logging
 
-from demo.untrained import text_config, train_tokenizer, vision_config, write_untrained
+from demo.untrained import ARCHITECTURE_2B, text_config, train_tokenizer, vision_config, write_untrained
 
 CORPUS = [
     "system user assistant Represent the user's input. Retrieve images or text relevant to the user's query.",
@@ -47,11 +47,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "vision_config": vision_config(72, 3, 2, 100, 96, (1, 2), num_position_embeddings=400),
         "tie_word_embeddings": True,
     },
-    "2b": {
-        "text_config": text_config(2048, 28, 16, 8, 128, 6144, (24, 20, 20), vocab_size=151936),
-        "vision_config": vision_config(1024, 24, 16, 4096, 2048, (5, 11, 17)),
-        "tie_word_embeddings": True,
-    },
+    "2b": ARCHITECTURE_2B,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import json
 import resource
@@ -14,6 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from transformers.utils import logging
 
 from settings import DEFAULT_INSTRUCTION, MIN_DIMENSIONS
@@ -24,7 +27,7 @@ from .paths import local_path
 from .repository import drop_configs, fill_sizes, new_repository, write_json
 from .to_onnx import example_language_inputs, example_vision_inputs, to_onnx
 from .validate import Case, imitate, reference_cases, runs_here, validate
-from .variants import VARIANTS, Variant
+from .variants import PRECISIONS, VARIANTS, Variant, choose_variants
 from .vision_encoder import VisionEncoder
 
 
@@ -33,7 +36,7 @@ def export(
     output: Path,
     *,
     variants: Sequence[str] = ("cpu",),
-    precision: str | None = None,
+    precisions: Sequence[str] = (),
     exif_orientation: bool = True,
     overwrite: bool = False,
 ) -> dict[str, float]:
@@ -47,8 +50,8 @@ def export(
         The repository to write.
     variants
         Names in `VARIANTS`: the renderings that the repository shall hold.
-    precision
-        Of weights and computation; by default the one of each variant.
+    precisions
+        Of weights and computation: each variant takes the one that it can be written in, or else its own.
     exif_orientation
         Turn pictures upright as EXIF says, instead of leaving them as they are stored.
     overwrite
@@ -70,7 +73,7 @@ def export(
         peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
         print(f"{time.monotonic() - started:6.1f} s  {peak_gib:5.2f} GiB peak  {what}", flush=True)
 
-    chosen = choose_variants(variants, precision)
+    chosen = choose_variants(variants, precisions)
     checkpoint = replace(open_checkpoint(name), exif_orientation=exif_orientation)
     with new_repository(output, overwrite=overwrite) as repository:
         say(f"{checkpoint.name}: hidden size {checkpoint.hidden_size}, DeepStack of {checkpoint.num_deepstack}")
@@ -82,7 +85,7 @@ def export(
         report: dict[str, float] = {}
         for variant in chosen:
             report |= export_towers(repository, checkpoint, model, cases, variant)
-            say(f"{variant.name}: both towers exported in {variant.precision}")
+            say(f"{variant.name}: both towers exported in {variant.precision.name}")
         del model  # before the graphs take as much memory again
         gc.collect()
         for variant in chosen:
@@ -95,30 +98,10 @@ def export(
     return report
 
 
-def choose_variants(names: Sequence[str], precision: str | None) -> list[Variant]:
-    """Return the variants in the order in which they can be written.
-
-    Raises
-    ------
-    ExportError
-        There is no such variant, or it is not written in that precision.
-    """
-    if unknown := set(names) - set(VARIANTS):
-        raise ExportError(f"there is no variant {', '.join(sorted(unknown))}. Choose from {', '.join(VARIANTS)}.")
-    chosen = [variant for variant in VARIANTS.values() if variant.name in names]
-    for variant in chosen:
-        if precision not in (None, variant.precision):
-            raise ExportError(
-                f"the variant {variant.name} is written in {variant.precision}, not {precision}. "
-                "Leave --precision out, or pass another --variant."
-            )
-    return chosen
-
-
 def export_towers(
     repository: Path, checkpoint: Checkpoint, model: Any, cases: list[Case], variant: Variant
 ) -> dict[str, float]:
-    """Write both graphs of a variant; round the model's weights to its precision for that.
+    """Write both graphs of a variant.
 
     Returns
     -------
@@ -126,16 +109,27 @@ def export_towers(
         The smallest cosines to the reference, where the graphs cannot run on this machine and PyTorch stands in.
     """
     image_token_id = checkpoint.config.image_token_id
-    vision = VisionEncoder(model.visual, variant.operators)
-    language = LanguageModel(model.language_model, image_token_id, checkpoint.num_deepstack, variant.operators)
-    for tower in (vision, language):
-        for parameter in tower.parameters():  # buffers hold frequencies and positions, which stay in float32
-            parameter.data = parameter.data.to(variant.dtype)
+    vision = VisionEncoder(rounded(model.visual, variant.precision.dtype), variant.operators)
+    language = LanguageModel(
+        rounded(model.language_model, variant.precision.dtype),
+        image_token_id,
+        checkpoint.num_deepstack,
+        variant.operators,
+    )
     report = {} if runs_here(variant) else imitate(vision, language, checkpoint, cases, variant)
     to_onnx(vision, example_vision_inputs(), "image_embeds", repository / "vision_encoder/1" / variant.graph, variant)
     inputs = example_language_inputs(checkpoint.vocab_size, image_token_id, checkpoint.image_embeds_size)
     to_onnx(language, inputs, "pooled", repository / "language_model/1" / variant.graph, variant)
     return report
+
+
+def rounded(model: Any, dtype: torch.dtype) -> Any:
+    """Return a copy of a model whose parameters are of `dtype`, and shared where they are already.
+
+    Buffers hold frequencies and positions, which stay in float32.
+    """
+    shared = {id(parameter): nn.Parameter(parameter.detach().to(dtype), False) for parameter in model.parameters()}
+    return copy.deepcopy(model, shared)
 
 
 def write_small_files(repository: Path, checkpoint: Checkpoint, variants: list[Variant]) -> None:
@@ -151,8 +145,8 @@ def write_small_files(repository: Path, checkpoint: Checkpoint, variants: list[V
         "default_instruction": DEFAULT_INSTRUCTION,
         "variants": {
             variant.name: {
-                "precision": variant.precision,
-                "fingerprint": checkpoint.fingerprint({"precision": variant.precision}),
+                "precision": variant.precision.name,
+                "fingerprint": checkpoint.fingerprint({"precision": variant.precision.name}),
             }
             for variant in variants
         },
@@ -172,9 +166,11 @@ def main() -> int:
         action="append",
         help="hardware to write for; may be repeated; default: cpu",
     )
-    precisions = [variant.precision for variant in VARIANTS.values()]
     parser.add_argument(
-        "--precision", choices=precisions, help="of weights and computation; default: the variant's own"
+        "--precision",
+        choices=PRECISIONS,
+        action="append",
+        help="of weights and computation; may be repeated, for variants that differ; default: each variant's own",
     )
     parser.add_argument(
         "--exif-orientation",
@@ -191,7 +187,7 @@ def main() -> int:
             arguments.checkpoint,
             arguments.output,
             variants=arguments.variant or ["cpu"],
-            precision=arguments.precision,
+            precisions=arguments.precision or (),
             exif_orientation=arguments.exif_orientation,
             overwrite=arguments.overwrite,
         )

@@ -181,12 +181,14 @@ def imitate(
     expected = np.concatenate([case.image_embeds for case in with_image])
     name = f"{variant.name} in PyTorch"
     return {
-        f"vision_encoder, {name}": _agree(f"vision_encoder, {name}", image_embeds, expected, variant.min_cosine),
+        f"vision_encoder, {name}": _agree(
+            f"vision_encoder, {name}", image_embeds, expected, variant.precision.min_cosine
+        ),
         f"language_model, {name}": _agree(
             f"language_model, {name}",
             states[first_rows],
             np.stack([case.hidden_state for case in short]),
-            variant.min_cosine,
+            variant.precision.min_cosine,
         ),
     }
 
@@ -220,7 +222,7 @@ def validate(
     suffix = "" if variant.name == "cpu" else f", {variant.name}"
 
     def agree(name: str, ours: Array, theirs: Array) -> None:
-        report[name + suffix] = _agree(name + suffix, ours, theirs, variant.min_cosine)
+        report[name + suffix] = _agree(name + suffix, ours, theirs, variant.precision.min_cosine)
 
     with_image = [case for case in cases if len(case.grid_thw)]
     vision = Tower(
@@ -232,7 +234,7 @@ def validate(
     agree("vision_encoder", together, expected)
     alone = np.concatenate([vision.run([request]) for request in requests])
     agree("vision_encoder alone", alone, together)
-    _check_guard("vision_encoder" + suffix, vision, requests, "grid_thw", variant.min_cosine)
+    _check_guard("vision_encoder" + suffix, vision, requests, "grid_thw", variant.precision.min_cosine)
     del vision
 
     names = ("input_ids", "position_ids", "lengths", "image_embeds")
@@ -244,7 +246,7 @@ def validate(
     agree("language_model", together, expected)
     alone = np.stack([language.run([request])[0] for request in requests])
     agree("language_model alone", alone, together)
-    _check_guard("language_model" + suffix, language, requests, "lengths", variant.min_cosine)
+    _check_guard("language_model" + suffix, language, requests, "lengths", variant.precision.min_cosine)
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     if checkpoint.name.rsplit("/", 1)[-1] == golden["checkpoint"].rsplit("/", 1)[-1]:
         report["golden" + suffix] = check_golden(checkpoint, language, golden)

@@ -18,7 +18,7 @@ import torch
 from export.__main__ import export, write_small_files
 from export.checkpoint import Checkpoint, ExportError
 from export.repository import TEMPLATE
-from export.variants import VARIANTS
+from export.variants import FP32, VARIANTS
 from tests.conftest import ARCHITECTURES
 
 LEFT_OUT = {"checkpoint_files.py", "settings.py"}  # of those who load a checkpoint
@@ -102,7 +102,8 @@ def test_nothing_but_a_repository_is_overwritten(checkpoint: Checkpoint, tmp_pat
 def test_a_graph_that_disagrees_is_not_placed(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.__main__.VARIANTS", {"cpu": replace(VARIANTS["cpu"], min_cosine=1.1)})
+    strict = replace(VARIANTS["cpu"], precision=replace(FP32, min_cosine=1.1))
+    monkeypatch.setattr("export.variants.VARIANTS", {"cpu": strict})
     with pytest.raises(ExportError, match="cosine"):
         export(str(checkpoint.folder), tmp_path / "repository")
     assert not list(tmp_path.iterdir())

@@ -13,22 +13,20 @@ import onnx
 import pytest
 import torch
 
-from export.__main__ import choose_variants, export, export_towers
+from export.__main__ import export, export_towers, rounded
 from export.attention import looped_attention
 from export.checkpoint import Checkpoint, ExportError
 from export.validate import Tower, reference_cases, runs_here, validate
-from export.variants import VARIANTS
+from export.variants import BF16, FP32, VARIANTS, choose_variants
 from tests.conftest import ARCHITECTURES
 
 CUDA, CPU = VARIANTS["cuda"], VARIANTS["cpu"]
 # CPUs have every operator of the CUDA graphs in float32 but packed attention.
 IN_FLOAT32 = replace(
     CUDA,
-    precision="fp32",
-    dtype=torch.float32,
+    precision=FP32,
     provider=CPU.provider,
     attention=looped_attention,
-    min_cosine=CPU.min_cosine,
 )
 LAYERS = {"tiny": (4, 4), "deep": (6, 6), "wide": (3, 3)}  # of the language tower and of the vision tower
 
@@ -50,7 +48,7 @@ def test_against_transformers_in_float32(size: str, checkpoint_of: Callable[[str
         (tmp_path / tower / "1").mkdir(parents=True)
     assert export_towers(tmp_path, checkpoint, model, cases, IN_FLOAT32) == {}
     report = validate(tmp_path, checkpoint, cases, IN_FLOAT32)  # the guards included
-    assert min(report.values()) >= CPU.min_cosine
+    assert min(report.values()) >= FP32.min_cosine
     operators = Counter(node.op_type for node in onnx.load(tmp_path / "language_model/1/cuda.onnx").graph.node)
     num_layers = LAYERS[size][0]
     assert operators["RotaryEmbedding"] == 2 * num_layers
@@ -111,18 +109,26 @@ def test_a_repository_of_cuda_alone(cuda_repository: Path, checkpoint: Checkpoin
 
 
 def test_what_cannot_be_written() -> None:
-    assert choose_variants(["cuda", "cpu"], None) == [CPU, CUDA]  # rounding the weights comes last
-    with pytest.raises(ExportError, match="the variant cuda is written in bf16, not fp32"):
-        choose_variants(["cuda"], "fp32")
+    assert choose_variants(["cuda", "cpu"], ["bf16", "fp32"]) == choose_variants(["cpu", "cuda"]) == [CPU, CUDA]
+    with pytest.raises(ExportError, match=r"no variant is written in fp32. There is cuda in bf16"):
+        choose_variants(["cuda"], ["fp32"])
     with pytest.raises(ExportError, match=r"there is no variant tpu. Choose from cpu, cuda"):
-        choose_variants(["tpu"], None)
+        choose_variants(["tpu"])
+
+
+def test_rounded_weights_leave_the_model_as_it_is() -> None:
+    model = torch.nn.Linear(4, 4)
+    model.register_buffer("angles", torch.zeros(4))
+    half, same = rounded(model, torch.bfloat16), rounded(model, torch.float32)
+    assert (half.weight.dtype, half.angles.dtype, model.weight.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    assert same.weight.data_ptr() == model.weight.data_ptr()
 
 
 @pytest.mark.skipif(not runs_here(CUDA), reason="needs onnxruntime-gpu and a CUDA device")
 @pytest.mark.gpu
 def test_on_a_device(cuda_repository: Path, checkpoint: Checkpoint) -> None:
     cases = reference_cases(checkpoint, checkpoint.load_model())
-    assert min(validate(cuda_repository, checkpoint, cases, CUDA).values()) >= CUDA.min_cosine
+    assert min(validate(cuda_repository, checkpoint, cases, CUDA).values()) >= BF16.min_cosine
     names = ("input_ids", "position_ids", "lengths", "image_embeds")
     tower = Tower(cuda_repository / "language_model/1/cuda.onnx", names, "pooled", CUDA.provider)
     request = {

@@ -58,5 +58,7 @@ def _ask(function: ctypes._NamedFuncPointer, *arguments: int) -> int:
     """Return the number that a function of the driver writes to its first argument."""
     answer = ctypes.c_int()
     if status := function(ctypes.byref(answer), *arguments):
-        raise ServerStartError(f"NVIDIA's driver does not answer ({function.__name__}: CUDA error {status}). {DRIVER_CURE}")
+        raise ServerStartError(
+            f"NVIDIA's driver does not answer ({function.__name__}: CUDA error {status}). {DRIVER_CURE}"
+        )
     return answer.value

@@ -1,4 +1,4 @@
-"""The server of an NVIDIA container, stood in for by the wheel's own behind a folder laid out as /opt/tritonserver is."""
+"""The server of an NVIDIA container: the wheel's own, in a folder that is laid out as /opt/tritonserver is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder, found as a container's own; it has the backends, and only the image's libraries on its path."""
+    """Return the folder, which is found as a container's; it brings its backends and libraries itself."""
     monkeypatch.setattr(locate, "CONTAINER_SERVER", Path("/nonexistent"))
     wheel = locate.find_server()
     assert isinstance(wheel, locate.WheelServer)
@@ -64,9 +64,7 @@ def test_missing_packages_are_told_with_the_cure(container: Path, bare_python: P
         "except locate.ServerStartError as error: print(error)"
     )
     command = [bare_python, "-c", program, locate.CONTAINER_SERVER]
-    ran = subprocess.run(
-        command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
-    )
+    ran = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
     assert f"{bare_python} has no packages numpy, PIL, tokenizers" in ran.stdout
     assert "pip install numpy --requirement requirements-serving.txt" in ran.stdout
 

@@ -116,7 +116,7 @@ def test_the_build_for_cpus_is_told_by_the_command(cuda_repository: Path) -> Non
 
 @pytest.mark.skipif(not CPU_BUILD, reason="needs the package onnxruntime for CPUs")
 def test_the_backend_does_not_take_the_cpu_instead(repository: Path) -> None:
-    """onnxruntime itself only warns, and goes on."""
+    """By itself onnxruntime only warns, and goes on."""
     graph = repository / "language_model/1/model.onnx"
     with pytest.raises(NoCudaError, match=r"is the build for CPUs\. Run \./scripts/install --gpu"):
         open_on_gpu(graph, onnxruntime.SessionOptions(), [CUDA])

@@ -1,7 +1,7 @@
 """A session that runs on the GPU that it was made for, or an error that says what is missing.
 
-ONNX Runtime goes on with the CPU when its part for CUDA does not load, and names the reason in its log alone; a bfloat16
-graph then fails for an operator that the CPU lacks.
+When its part for CUDA does not load, ONNX Runtime goes on with the CPU and gives the reason in its log alone; a graph
+in bfloat16 then fails for an operator that the CPU lacks.
 """
 
 from __future__ import annotations

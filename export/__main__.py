@@ -125,7 +125,7 @@ def export(
             if runs_here(variant):
                 report |= validate(repository, checkpoint, cases, variant)
             else:
-                say(f"{variant.name}: no graph was run, for ONNX Runtime has no {variant.provider} here")
+                say(f"{variant.name}: no graph was run; this machine lacks {variant.provider} or a GPU for it")
         say("agrees with transformers: " + ", ".join(f"{what} {cosine:.6f}" for what, cosine in report.items()))
     say(f"wrote {output}")
     return report

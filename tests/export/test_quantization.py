@@ -76,9 +76,8 @@ def test_against_transformers(size: str, checkpoint_of: Callable[[str], Checkpoi
     assert all(torch.equal(weights[name], parameter) for name, parameter in model.named_parameters())
     for tower in ("vision_encoder", "language_model"):
         graph = onnx.load(tmp_path / tower / "1/model.onnx").graph
-        large = Counter(
-            tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 2 and min(tensor.dims) > 30
-        )
+        matrices = [tensor for tensor in graph.initializer if len(tensor.dims) == 2 and min(tensor.dims) > 30]
+        large = Counter(tensor.data_type for tensor in matrices)
         tables = {tuple(tensor.dims) for tensor in matrices if tensor.data_type == onnx.TensorProto.FLOAT}
         assert tables <= {tuple(model.visual.pos_embed.weight.shape)} and large[onnx.TensorProto.INT8]
         quantised = Counter(node.op_type for node in graph.node)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import threading
 from collections import deque
-from typing import IO, TextIO
+from typing import IO
+
+from .events import Writable
 
 MAX_LINES = 10_000
 MAX_FAILURE_LINES = 20
@@ -30,7 +32,7 @@ class ServerLog:
         Where to copy each line as it comes.
     """
 
-    def __init__(self, stream: IO[str], relay: TextIO | None = None) -> None:
+    def __init__(self, stream: IO[str], relay: Writable | None = None) -> None:
         self._stream = stream
         self._relay = relay
         self._lines: deque[str] = deque(maxlen=MAX_LINES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 from types import FrameType
@@ -54,6 +55,13 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _seconds(value: str) -> float:
+    seconds = float(value)
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{value} is no time to wait. Pass seconds, from 0")
+    return seconds
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="server", description="Serve a model repository on NVIDIA Triton.")
     parser.add_argument("--repository", type=local_path, required=True, help="folder that `python -m export` wrote")
@@ -72,7 +80,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--drain-delay",
-        type=float,
+        type=_seconds,
         default=0.0,
         metavar="SECONDS",
         help="after a signal, go on serving for so long while /health/ready says 503; default: 0",

@@ -224,7 +224,7 @@ class TritonProcess:
     def _drain(self) -> None:
         """Take no new requests, and let those in flight finish."""
         if self._process.poll() is None and not self._control.drain(self.http_url, self._entrances(), DRAIN_TIMEOUT_S):
-            self._warn(f"the server is ended with requests in flight, which {DRAIN_TIMEOUT_S} s did not finish.")
+            self._warn("the server is stopped before its requests in flight were finished.")
 
     def _stop(self) -> None:
         """End every process of the group."""

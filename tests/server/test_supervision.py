@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -110,15 +109,6 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def test_belongings_of_the_living_stay() -> None:
-    with keep_belongings() as ours:
-        ours.folder.mkdir()
-        with keep_belongings() as others:
-            assert ours.folder.exists()
-            assert ours.name != others.name
-    assert not ours.folder.exists()
 
 
 def test_a_server_that_embeds_nonsense_is_broken(
@@ -301,35 +291,3 @@ def test_a_log_for_machines(repository: Path) -> None:
     (start,) = [line for line in lines if line["event"] == "start"]
     assert (start["http"], start["level"]) == (http_url, "info")
     assert any("Started GRPCInferenceService" in line["message"] for line in lines if line["event"] == "triton")
-
-
-def test_an_error_for_machines() -> None:
-    command = [sys.executable, "-m", "server", "--repository=nowhere", "--health-port=0", "--log-format=json"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
-    error = json.loads(ended.stderr)
-    assert (ended.returncode, error["event"], error["level"]) == (2, "error", "error")
-    assert error["message"].startswith("the model repository nowhere does not exist.")
-
-
-def test_levels_of_other_lines() -> None:
-    stream = io.StringIO()
-    log = EventLog(stream, as_json=True)
-    for line in ("I1201 ready\n", "W1201 hm\n", "E1201 no\n", "warning: careful\n", "Signal (15) received.\n", "\n"):
-        log.write(line)
-    levels = [json.loads(line)["level"] for line in stream.getvalue().splitlines()]
-    assert levels == ["info", "warning", "error", "warning", "info"]
-
-
-def test_a_log_that_nobody_reads() -> None:
-    stream = io.StringIO()
-    stream.close()
-    EventLog(stream).event("start")
-
-
-def test_a_health_port_in_use(repository: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        command = [sys.executable, "-m", "server", "--repository", str(repository), f"--health-port={port}"]
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
-    assert ended.returncode == 2
-    assert re.fullmatch(rf"error: port {port} of 127\.0\.0\.1 cannot be used .* --health-port\.\n", ended.stderr)

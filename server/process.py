@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -36,7 +37,7 @@ END_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")  # of util-linux; the
 
 
 class TritonProcess:
-    """Serve a model repository while a `with` block lasts, and no longer than the thread that enters it.
+    """Serve a model repository while a `with` block lasts, and no longer than this process lives.
 
     Parameters
     ----------
@@ -159,6 +160,12 @@ class TritonProcess:
             assemble(server, belongings.folder)
             command.append(f"--backend-directory={belongings.folder}")
             environment |= _wheel_environment(server)
+        self._log = ServerLog(lambda: self._spawn(command, environment), self.log_stream)
+        cleanup.callback(self._log.close)
+        cleanup.callback(self._stop)
+
+    def _spawn(self, command: Sequence[str], environment: Mapping[str, str]) -> IO[str]:
+        """Start tritonserver, and return its output."""
         with large_stacks() as shortage:
             if shortage is not None:
                 self._warn(shortage)
@@ -172,9 +179,7 @@ class TritonProcess:
                 env=environment,
                 start_new_session=True,  # Ctrl-C must not reach it: its requests would not be finished
             )
-        self._log = ServerLog(cast(IO[str], self._process.stdout), self.log_stream)
-        cleanup.callback(self._log.close)
-        cleanup.callback(self._stop)
+        return cast(IO[str], self._process.stdout)
 
     def _flags(self, belongings: Belongings) -> list[str]:
         flags: dict[str, object] = {

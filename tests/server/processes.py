@@ -38,7 +38,11 @@ def group_members(leader: int) -> list[int]:
 
 def child_of(parent: int) -> int:
     """Return the only child of a process."""
-    (child,) = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    (child,) = [
+        child
+        for thread in Path(f"/proc/{parent}/task").iterdir()
+        for child in (thread / "children").read_text().split()
+    ]
     return int(child)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from .errors import ServerStartError
 
 TOWERS = ("vision_encoder", "language_model")
-MODELS = ("embed", "embed_text", "info", "pooling", "preprocess", *TOWERS)
+PUBLIC_MODELS = ("embed", "embed_text", "info")
+MODELS = (*PUBLIC_MODELS, "pooling", "preprocess", *TOWERS)
 DEFAULT_VARIANT = "cpu"  # of the configs beside `configs/`
 EXPORT_CURE = "Run `python -m export --checkpoint DIR_OR_HUB_ID --output REPOSITORY` and serve that."
 GRAPH = re.compile(r'default_model_filename:\s*"([^"]*)"')

@@ -108,6 +108,7 @@ def test_which_variant_needs_a_gpu(cuda_repository: Path) -> None:
 @pytest.mark.skipif(not CPU_BUILD, reason="needs the package onnxruntime for CPUs")
 def test_the_build_for_cpus_is_told_by_the_command(cuda_repository: Path) -> None:
     command = [sys.executable, "-m", "server", "--repository", str(cuda_repository), "--variant", "cuda"]
+    command.append("--health-port=0")
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
     (line,) = ended.stderr.splitlines()

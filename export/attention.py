@@ -284,3 +284,34 @@ def fused_attention(
             scale=scale,
         )
     return packed_half_attention(query, key, value, key_lengths, num_heads=query.shape[1], scale=scale)
+
+
+TENSORRT = Opset("tensorrt", 1)  # its parser knows the operator by name, whatever the domain
+
+
+@script(FUNCTIONS, default_opset=opset18)
+def packed_tensorrt_attention(
+    query: FLOAT[...], key: FLOAT[...], value: FLOAT[...], lengths: INT64[...], is_causal: int, scale: float
+) -> FLOAT[...]:
+    """Attend with TensorRT's kernel for packed sequences."""
+    zero = op.Constant(value_ints=[0])
+    ends = op.Cast(op.Concat(zero, op.CumSum(lengths, 0), axis=0), to=6)  # (n + 1,)
+    return TENSORRT.TRT_Attention(
+        query,
+        key,
+        value,
+        None,
+        ends,
+        ends,
+        query_form="packed_nhd",
+        kv_form="packed_nhd",
+        is_causal=is_causal,
+        scale=scale,
+    )
+
+
+def tensorrt_attention(
+    query: Any, key: Any, value: Any, query_lengths: Any, key_lengths: Any, causal: bool, scale: float
+) -> Any:
+    """`packed_attention` for TensorRT, where every query is a key."""
+    return packed_tensorrt_attention(query, key, value, key_lengths, is_causal=int(causal), scale=scale)

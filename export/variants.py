@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from .attention import fused_attention, looped_attention
+from .attention import fused_attention, looped_attention, tensorrt_attention
 from .checkpoint import ExportError
-from .operators import CudaOperators, FusedOperators, Operators
+from .operators import CudaOperators, FusedOperators, Operators, TensorRTOperators
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Precision:
 
 
 FP32 = Precision("fp32", torch.float32, min_cosine=0.9999)  # rounding only
+FP16 = Precision("fp16", torch.float16, min_cosine=0.998)
 BF16 = Precision("bf16", torch.bfloat16, min_cosine=0.998)  # transformers in bfloat16 comes to 0.9993 on random weights
 
 
@@ -62,6 +63,16 @@ VARIANTS = {
             provider="CUDAExecutionProvider",
             operators=CudaOperators(),
             attention=fused_attention,
+        ),
+        Variant(
+            "tensorrt",
+            "tensorrt.onnx",
+            BF16,
+            (BF16, FP16, FP32),
+            opset=24,  # the first with Attention that takes the items' lengths
+            provider="TensorrtExecutionProvider",
+            operators=TensorRTOperators(),
+            attention=tensorrt_attention,
         ),
     )
 }

@@ -21,12 +21,13 @@ from transformers.utils import logging
 
 from settings import DEFAULT_INSTRUCTION, MIN_DIMENSIONS
 
-from .checkpoint import Checkpoint, ExportError, open_checkpoint
+from .checkpoint import Checkpoint, open_checkpoint
+from .errors import ExportError
 from .language_model import LanguageModel
 from .paths import local_path
 from .repository import drop_configs, fill_sizes, new_repository, write_json
 from .to_onnx import example_language_inputs, example_vision_inputs, to_onnx
-from .validate import Case, imitate, reference_cases, runs_here, validate
+from .validate import Case, imitate, reference_cases, runs_here, tower_references, validate
 from .variants import PRECISIONS, VARIANTS, Variant, choose_variants
 from .vision_encoder import VisionEncoder
 
@@ -97,8 +98,12 @@ def export(
         for variant in chosen:
             if runs_here(variant):
                 report |= validate(repository, checkpoint, cases, variant)
-            else:
+            elif variant.provider:
                 say(f"{variant.name}: no graph was run, for ONNX Runtime has no {variant.provider} here")
+            else:
+                for tower, reference in tower_references(checkpoint, cases, variant).items():
+                    reference.save(repository / tower / "1/reference.npz")
+                say(f"{variant.name}: no graph was run. ./scripts/build-engines does that where it is served")
         say("agrees with transformers: " + ", ".join(f"{what} {cosine:.6f}" for what, cosine in report.items()))
     say(f"wrote {output}")
     return report

@@ -1,6 +1,6 @@
 """The second rendering of attention for TensorRT: padded, for cards where its builder has no kernel for packed items.
 
-Reads a graph with the packed operator and writes one of standard operators over the same weights. Only attention is
+Takes a graph with the packed operator and makes it one of standard operators over the same weights. Only attention is
 padded. Items are grouped by length, each group padded to its own longest item, so that no item takes more than `RATIO`
 times its length: one item of 8,192 tokens among 2,000 short ones costs little more than by itself.
 
@@ -13,30 +13,38 @@ Letters: n items, T rows of all items, g items of a group, L rows of its longest
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from bounds import Bounds
+
 RATIO = 8  # of the longest to the shortest item of a group
+BOUNDS = Bounds()
+PATCH_PIXELS = 16 * 16
+MAX_ROWS = {"image_embeds": BOUNDS.max_pixels // PATCH_PIXELS, "pooled": BOUNDS.max_tokens}  # of an item, by output
 
 
-def pad_attention(packed: Path, padded: Path, longest: int) -> None:
-    """Write the graph `packed` to `padded`, in the same folder, with padded attention to items of up to `longest` rows."""
-    model = ir.load(packed)
-    attentions = [node for node in model.graph if node.op_type == "TRT_Attention"]
-    first = attentions[0]
+def pad_attention(graph: ir.Graph, max_rows: int) -> None:
+    """Replace packed attention in a graph by padded attention to items of up to `max_rows` rows."""
+    attentions = [node for node in graph if node.op_type == "TRT_Attention"]
     nodes = _Nodes()
-    padding = _Padding(nodes, rows_of=first.inputs[0], ends=first.inputs[4], longest=longest)
+    padding = _Padding(nodes, rows_of=_input(attentions[0], 0), ends=_input(attentions[0], 4), max_rows=max_rows)
     for node in attentions:
-        query, key, value = node.inputs[:3]
-        scale, causal = node.attributes["scale"].as_float(), bool(node.attributes["is_causal"].as_int())
+        query, key, value = (_input(node, index) for index in range(3))
+        causal, scale = bool(node.attributes["is_causal"].as_int()), node.attributes["scale"].as_float()
         attended = padding.attend(query, key, value, causal, scale)
-        model.graph.insert_before(node, nodes.take())
+        graph.insert_before(node, nodes.take())
         ir.convenience.replace_all_uses_with(node.outputs, [attended])
-        model.graph.remove(node, safe=True)
-    model.graph.opset_imports.pop(first.domain)
-    ir.save(model, padded)
+        graph.remove(node, safe=True)
+    graph.opset_imports.pop(attentions[0].domain)
+
+
+def _input(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    if value is None:
+        raise ValueError(f"{node.name} has no input {index}.")
+    return value
 
 
 class _Nodes:
@@ -64,13 +72,15 @@ class _Nodes:
 class _Padding:
     """Where the rows of a batch lie in its padded groups, and back."""
 
-    def __init__(self, op: _Nodes, rows_of: ir.Value, ends: ir.Value, longest: int) -> None:
+    def __init__(self, op: _Nodes, rows_of: ir.Value, ends: ir.Value, max_rows: int) -> None:
         self.op = op
         zero, one = op.constant(0), op.constant(1)
         self.num_rows = op("Shape", rows_of, start=0, end=1)  # (1,)
         ends = op("Cast", ends, to=ir.DataType.INT64)
         self.starts = op("Slice", ends, op.constant([0]), op.constant([-1]), op.constant([0]))  # (n,)
-        self.lengths = op("Sub", op("Slice", ends, op.constant([1]), op.constant([2**31 - 1]), op.constant([0])), self.starts)
+        self.lengths = op(
+            "Sub", op("Slice", ends, op.constant([1]), op.constant([2**31 - 1]), op.constant([0])), self.starts
+        )
         num_items = op("Shape", self.lengths)
         self.item = op("Range", zero, op("Squeeze", num_items), one)
         no_item = op("Expand", zero, op("Add", num_items, one))  # (n + 1,): one slot more, for what has no place
@@ -79,8 +89,8 @@ class _Padding:
         places = op("Expand", op.constant(-1), op("Add", self.num_rows, one))
         base = op.constant([0])
         low = 0
-        while low < longest:
-            high = min(max(low * RATIO, RATIO), longest)
+        while low < max_rows:
+            high = min(max(low, 1) * RATIO, max_rows)
             group = self._group(low, high, no_item)
             places = self._number(places, base, *group)
             base = op("Add", base, op("Size", group[1]))
@@ -93,7 +103,9 @@ class _Padding:
         """Lay out the items of more than `low` and up to `high` rows: lengths (g,) and row numbers (g, L)."""
         op = self.op
         zero, one = op.constant(0), op.constant(1)
-        own = op("And", op("Greater", self.lengths, op.constant(low)), op("LessOrEqual", self.lengths, op.constant(high)))
+        own = op(
+            "And", op("Greater", self.lengths, op.constant(low)), op("LessOrEqual", self.lengths, op.constant(high))
+        )
         numbers = op("Cast", own, to=ir.DataType.INT64)
         last = op("Shape", self.lengths)
         slot = op("Where", own, op("Sub", op("CumSum", numbers, zero), one), last)
@@ -130,7 +142,9 @@ class _Padding:
             lengths = [] if causal else [None, None, None, op("Max", length, op.constant(1))]
             attended = op("Attention", *heads_first, *lengths, is_causal=int(causal), scale=scale)
             attended = op("Transpose", attended, perm=[0, 2, 1, 3])  # (g, L, H, h)
-            outputs.append(op("Reshape", attended, op("Concat", op.constant([-1]), op("Shape", query, start=1), axis=0)))
+            outputs.append(
+                op("Reshape", attended, op("Concat", op.constant([-1]), op("Shape", query, start=1), axis=0))
+            )
         nan = op("CastLike", op.constant(float("nan"), ir.DataType.FLOAT), query)
         one_row = op("Concat", op.constant([1]), op("Shape", query, start=1), axis=0)
         outputs.append(op("Expand", nan, one_row))

@@ -22,7 +22,9 @@ from transformers import Qwen2VLImageProcessorPil
 
 from settings import DEFAULT_INSTRUCTION
 
-from .checkpoint import Checkpoint, ExportError
+from .checkpoint import Checkpoint
+from .errors import ExportError
+from .reference import Array, Reference, Request, agree, lay_out
 from .variants import VARIANTS, Variant
 
 CPU = "CPUExecutionProvider"
@@ -32,8 +34,7 @@ MIN_GOLDEN_CORRELATION = 0.99
 GOLDEN = Path(__file__).with_name("golden.json")
 TEXTS = ["a", "A photograph of a golden retriever puppy.", "一只猫在沙发上睡觉。 قطة تنام على الأريكة 🐱 " * 12]
 
-Array = npt.NDArray[Any]
-Request = dict[str, Array]  # the tensors of one pack, by name
+OUTPUTS = {"vision_encoder": "image_embeds", "language_model": "pooled"}
 
 
 @dataclass(frozen=True)
@@ -175,38 +176,16 @@ def imitate(
         A cosine is too small.
     """
     short = [case for case in cases if len(case.input_ids) <= MAX_IMITATED_TOKENS]
-    with_image = [case for case in short if len(case.grid_thw)]
-    images: list[Request] = [{"patches": case.patches, "grid_thw": case.grid_thw} for case in with_image]
-    texts = [_language_request(checkpoint, case) for case in short]
-    with torch.no_grad():
-        image_embeds, states = (
-            tower(**{name: torch.from_numpy(array) for name, array in lay_out(requests).items()}).numpy()
-            for tower, requests in ((vision, images), (language, texts))
-        )
-    first_rows = np.cumsum([0, *(request["lengths"].size for request in texts)])[:-1]
-    expected = np.concatenate([case.image_embeds for case in with_image])
-    name = f"{variant.name} in PyTorch"
-    return {
-        f"vision_encoder, {name}": _agree(
-            f"vision_encoder, {name}", image_embeds, expected, variant.precision.min_cosine
-        ),
-        f"language_model, {name}": _agree(
-            f"language_model, {name}",
-            states[first_rows],
-            np.stack([case.hidden_state for case in short]),
-            variant.precision.min_cosine,
-        ),
-    }
-
-
-def lay_out(requests: list[Request]) -> Request:
-    """Lay requests end to end, with the offsets that the server adds."""
-    feed: Request = {}
-    for name in requests[0]:
-        parts = [request[name].reshape(-1) for request in requests]
-        feed[name] = np.concatenate(parts)
-        feed[f"{name}_offsets"] = np.cumsum([0, *(part.size for part in parts)], dtype=np.int32)
-    return feed
+    report = {}
+    for tower, (name, reference) in zip(
+        (vision, language), tower_references(checkpoint, short, variant).items(), strict=True
+    ):
+        feed = {key: torch.from_numpy(array) for key, array in lay_out(reference.requests).items()}
+        with torch.no_grad():
+            rows = tower(**feed).numpy()[reference.rows]
+        what = f"{name}, {variant.name} in PyTorch"
+        report[what] = agree(what, rows, reference.expected, reference.min_cosine)
+    return report
 
 
 def validate(
@@ -224,39 +203,38 @@ def validate(
     ExportError
         A name, a shape or a value disagrees.
     """
-    report = {}
     suffix = "" if variant.name == "cpu" else f", {variant.name}"
-
-    def agree(name: str, ours: Array, theirs: Array) -> None:
-        report[name + suffix] = _agree(name + suffix, ours, theirs, variant.precision.min_cosine)
-
-    with_image = [case for case in cases if len(case.grid_thw)]
-    vision = Tower(
-        repository / "vision_encoder/1" / variant.graph, ("patches", "grid_thw"), "image_embeds", variant.provider
-    )
-    requests: list[Request] = [{"patches": case.patches, "grid_thw": case.grid_thw} for case in with_image]
-    expected = np.concatenate([case.image_embeds for case in with_image])
-    together = vision.run(requests)
-    agree("vision_encoder", together, expected)
-    alone = np.concatenate([vision.run([request]) for request in requests])
-    agree("vision_encoder alone", alone, together)
-    _check_guard("vision_encoder" + suffix, vision, requests, "grid_thw", variant.precision.min_cosine)
-    del vision
-
-    names = ("input_ids", "position_ids", "lengths", "image_embeds")
-    language = Tower(repository / "language_model/1" / variant.graph, names, "pooled", variant.provider)
-    requests = [_language_request(checkpoint, case) for case in cases]
-    first_rows = np.cumsum([0, *(request["lengths"].size for request in requests)])[:-1]  # the sentinels come second
-    together = language.run(requests)[first_rows]
-    expected = np.stack([case.hidden_state for case in cases])
-    agree("language_model", together, expected)
-    alone = np.stack([language.run([request])[0] for request in requests])
-    agree("language_model alone", alone, together)
-    _check_guard("language_model" + suffix, language, requests, "lengths", variant.precision.min_cosine)
+    report: dict[str, float] = {}
+    tower: Any
+    for name, reference in tower_references(checkpoint, cases, variant).items():
+        tower = None  # the former one's memory is given back first
+        path = repository / name / "1" / variant.graph
+        tower = Tower(path, tuple(reference.requests[0]), OUTPUTS[name], variant.provider)
+        report |= reference.check(name + suffix, tower)
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     if checkpoint.name.rsplit("/", 1)[-1] == golden["checkpoint"].rsplit("/", 1)[-1]:
-        report["golden" + suffix] = check_golden(checkpoint, language, golden)
+        report["golden" + suffix] = check_golden(checkpoint, tower, golden)  # the language tower
     return report
+
+
+def tower_references(checkpoint: Checkpoint, cases: list[Case], variant: Variant) -> dict[str, Reference]:
+    """Return what transformers makes of the cases, for each tower, by its name."""
+    with_image = [case for case in cases if len(case.grid_thw)]
+    images = np.concatenate([case.image_embeds for case in with_image])
+    texts = [_language_request(checkpoint, case) for case in cases]
+    first_rows = np.cumsum([0, *(request["lengths"].size for request in texts)])[:-1]  # the sentinels come second
+    return {
+        "vision_encoder": Reference(
+            [{"patches": case.patches, "grid_thw": case.grid_thw} for case in with_image],
+            np.arange(len(images)),
+            images,
+            "grid_thw",
+            variant.precision.min_cosine,
+        ),
+        "language_model": Reference(
+            texts, first_rows, np.stack([case.hidden_state for case in cases]), "lengths", variant.precision.min_cosine
+        ),
+    }
 
 
 def _language_request(checkpoint: Checkpoint, case: Case) -> Request:
@@ -272,39 +250,6 @@ def _language_request(checkpoint: Checkpoint, case: Case) -> Request:
         "lengths": np.array(lengths, np.int32),
         "image_embeds": embeds,
     }
-
-
-def _agree(name: str, ours: Array, theirs: Array, min_cosine: float) -> float:
-    """Return the smallest cosine between rows, or refuse."""
-    if ours.shape != theirs.shape:
-        raise ExportError(f"{name}: shape {ours.shape}, the reference has {theirs.shape}. The export is not placed.")
-    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    cosine = float(((ours * theirs).sum(axis=1) / norms).min())
-    if not cosine >= min_cosine:
-        raise ExportError(f"{name}: cosine {cosine:.6f} to the reference, at least {min_cosine} is needed. Not placed.")
-    return cosine
-
-
-def _check_guard(name: str, tower: Tower, requests: list[Request], inconsistent: str, min_cosine: float) -> None:
-    """Hold the tower to what it promises about bad requests.
-
-    A request that contradicts itself gets NaN, and the others stay as they were. A request without elements in an input
-    makes all of its batch NaN.
-    """
-    bad = {**requests[0], inconsistent: requests[0][inconsistent] + 2}
-    expected, output = tower.run(requests), tower.run([bad, *requests])
-    num_bad = len(output) - len(expected)
-    distance = np.linalg.norm(output[num_bad:] - expected, axis=1)
-    allowed = (2 * (1 - min_cosine)) ** 0.5 * np.linalg.norm(expected, axis=1) + 1e-3  # a sentinel's row may be 0
-    if not np.isnan(output[:num_bad]).all() or not (distance <= allowed).all():
-        raise ExportError(
-            f"{name}: a request with wrong {inconsistent} is not answered with NaN, or harms its neighbours."
-        )
-    honest = requests[0]
-    for empty in tower.names:
-        bad = {**honest, empty: honest[empty][:0]}
-        if not all(np.isnan(tower.run(batch)).all() for batch in ([bad, honest], [honest, bad])):
-            raise ExportError(f"{name}: a batch in which a request has no {empty} is not answered with NaN alone.")
 
 
 def check_golden(checkpoint: Checkpoint, language: Tower, golden: dict[str, Any]) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .attention import fused_attention, looped_attention, tensorrt_attention
-from .checkpoint import ExportError
+from .errors import ExportError
 from .operators import CudaOperators, FusedOperators, Operators, TensorRTOperators
 
 
@@ -36,9 +36,10 @@ class Variant:
     precision: Precision
     precisions: tuple[Precision, ...]  # that it can be written in
     opset: int
-    provider: str  # of ONNX Runtime
+    provider: str  # of ONNX Runtime; none, if another runtime runs the graphs
     operators: Operators
     attention: Callable[..., Any]  # `packed_attention` in ONNX
+    padded: str = ""  # file of a second graph, whose attention is padded
 
 
 VARIANTS = {
@@ -70,9 +71,10 @@ VARIANTS = {
             BF16,
             (BF16, FP16, FP32),
             opset=24,  # the first with Attention that takes the items' lengths
-            provider="TensorrtExecutionProvider",
+            provider="",
             operators=TensorRTOperators(),
             attention=tensorrt_attention,
+            padded="tensorrt_padded.onnx",
         ),
     )
 }

@@ -1,0 +1,5 @@
+"""What export and the builder of engines refuse."""
+
+
+class ExportError(Exception):
+    """The export cannot go on; the message says why and what to do."""

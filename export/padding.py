@@ -12,7 +12,7 @@ Letters: n items, T rows of all items, g items of a group, L rows of its longest
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -23,6 +23,15 @@ RATIO = 8  # of the longest to the shortest item of a group
 BOUNDS = Bounds()
 PATCH_PIXELS = 16 * 16
 MAX_ROWS = {"image_embeds": BOUNDS.max_pixels // PATCH_PIXELS, "pooled": BOUNDS.max_tokens}  # of an item, by output
+
+
+def lengths_of_groups(max_rows: int) -> Iterator[tuple[int, int]]:
+    """Yield, for each group, what its items are longer than, and the longest."""
+    low = 0
+    while low < max_rows:
+        high = min(max(low, 1) * RATIO, max_rows)
+        yield low, high
+        low = high
 
 
 def pad_attention(graph: ir.Graph, max_rows: int) -> None:
@@ -88,14 +97,11 @@ class _Padding:
         # Of each row: its number among the padded rows of all groups, -1 at first.
         places = op("Expand", op.constant(-1), op("Add", self.num_rows, one))
         base = op.constant([0])
-        low = 0
-        while low < max_rows:
-            high = min(max(low, 1) * RATIO, max_rows)
+        for low, high in lengths_of_groups(max_rows):
             group = self._group(low, high, no_item)
             places = self._number(places, base, *group)
             base = op("Add", base, op("Size", group[1]))
             self.groups.append(group)
-            low = high
         places = op("Slice", places, op.constant([0]), self.num_rows, op.constant([0]))  # (T,)
         self.places = op("Where", op("Less", places, zero), base, places)  # behind all groups: NaN
 

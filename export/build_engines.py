@@ -75,7 +75,7 @@ def build_engines(repository: Path, compute_capability: str | None = None) -> li
             raise ExportError(f"{tower} lacks {', '.join(missing)}. {EXPORT_CURE}")
         plan = tower / PLAN
         plan.unlink(missing_ok=True)
-        reference = Reference.load(tower / "reference.npz")
+        reference, tolerance = Reference.load(tower / "reference.npz")
         # the reference fits, with one more request
         profile = find_profile(repository, name, lay_out([reference.requests[0], *reference.requests]))
         refusals = []
@@ -89,7 +89,7 @@ def build_engines(repository: Path, compute_capability: str | None = None) -> li
                     say=say,
                 )
                 if compute_capability is None:
-                    report = reference.check(name, engines.EngineTower(content))
+                    report, _ = reference.check(name, engines.EngineTower(content), tolerance)
                     say("agrees: " + ", ".join(f"{what} {cosine:.6f}" for what, cosine in report.items()))
             except ExportError as error:
                 refusals.append(str(error))

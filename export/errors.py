@@ -3,3 +3,7 @@
 
 class ExportError(Exception):
     """The export cannot go on; the message says why and what to do."""
+
+
+class DisagreementError(ExportError):
+    """A tower is too far from transformers."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
+from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
-from settings import DEFAULT_INSTRUCTION
-
+from .calibration import Sample
 from .checkpoint import Checkpoint
 from .errors import ExportError
 from .reference import Array, Reference, Request, agree, lay_out
@@ -33,8 +34,6 @@ MAX_GOLDEN_DIFFERENCE = 0.004  # bfloat16 noise of the published vectors
 MIN_GOLDEN_CORRELATION = 0.99
 GOLDEN = Path(__file__).with_name("golden.json")
 TEXTS = ["a", "A photograph of a golden retriever puppy.", "一只猫在沙发上睡觉。 قطة تنام على الأريكة 🐱 " * 12]
-
-OUTPUTS = {"vision_encoder": "image_embeds", "language_model": "pooled"}
 
 
 @dataclass(frozen=True)
@@ -62,17 +61,27 @@ def reference_cases(checkpoint: Checkpoint, model: Any) -> list[Case]:
             ids = np.concatenate([ids[:2], np.full(grid[0] * grid[1] // 4, image_id), ids[2:]])
         pixels = generator.integers(0, 256, (grid[0] * grid[1] if grid else 0, 1536), np.uint8)
         cases.append(_case(f"{length} random tokens, image grid {grid}", checkpoint, model, ids, pixels, grid))
-    ramp = np.linspace(0, 255, 96 * 64 * 3, dtype=np.uint8).reshape(96, 64, 3)
+    ramp = Image.fromarray(np.linspace(0, 255, 96 * 64 * 3, dtype=np.uint8).reshape(96, 64, 3))
+    samples = [*(Sample(text) for text in TEXTS), Sample(TEXTS[1], ramp, "Find it.")]
+    return cases + sample_cases(checkpoint, model, samples)
+
+
+def sample_cases(checkpoint: Checkpoint, model: Any, samples: Iterable[Sample]) -> list[Case]:
+    """Run transformers on items as users have them."""
     processor = Qwen2VLImageProcessorPil(
         patch_size=16, merge_size=2, min_pixels=4096, max_pixels=1_843_200, do_rescale=False, do_normalize=False
     )
-    pixels = processor(ramp)["pixel_values"].astype(np.uint8)
-    for text in TEXTS:
-        ids = tokenize(checkpoint, checkpoint.render(DEFAULT_INSTRUCTION, [{"type": "text", "text": text}]))
-        cases.append(_case(f"text {text[:20]!r}", checkpoint, model, ids, pixels[:0], None))
-    prompt = checkpoint.render("Find it.", [{"type": "image"}, {"type": "text", "text": TEXTS[1]}])
-    ids = tokenize(checkpoint, prompt.replace(checkpoint.image_token, checkpoint.image_token * (len(pixels) // 4)))
-    cases.append(_case("image and text", checkpoint, model, ids, pixels, (6, 4)))
+    cases = []
+    for sample in samples:
+        content = [{"type": "text", "text": sample.text}] if sample.text or sample.image is None else []
+        pixels, grid = np.zeros((0, 1536), np.uint8), None
+        if sample.image is not None:
+            content.insert(0, {"type": "image"})
+            processed = processor(sample.image)
+            pixels, grid = processed["pixel_values"].astype(np.uint8), tuple(processed["image_grid_thw"][0][1:])
+        prompt = checkpoint.render(sample.instruction, content)
+        ids = tokenize(checkpoint, prompt.replace(checkpoint.image_token, checkpoint.image_token * (len(pixels) // 4)))
+        cases.append(_case(f"text {sample.text[:20]!r}, image grid {grid}", checkpoint, model, ids, pixels, grid))
     return cases
 
 
@@ -158,6 +167,32 @@ def _has_cuda() -> bool:
         return False
 
 
+class Examples(Reference):
+    """All cases as requests to one tower, and what the reference makes of them."""
+
+    @classmethod
+    def of_images(cls, cases: list[Case]) -> Examples:
+        """Return those of the vision tower."""
+        cases = [case for case in cases if len(case.grid_thw)]
+        requests: list[Request] = [{"patches": case.patches, "grid_thw": case.grid_thw} for case in cases]
+        expected = np.concatenate([case.image_embeds for case in cases])
+        return cls(requests, np.arange(len(expected)), expected, "grid_thw")
+
+    @classmethod
+    def of_items(cls, checkpoint: Checkpoint, cases: list[Case]) -> Examples:
+        """Return those of the language tower; the second row of a request is the sentinel's."""
+        requests = [_language_request(checkpoint, case) for case in cases]
+        rows = np.cumsum([0, *(request["lengths"].size for request in requests)])[:-1]
+        return cls(requests, rows, np.stack([case.hidden_state for case in cases]), "lengths")
+
+    def in_torch(self, tower: torch.nn.Module) -> Array:
+        """Return what a tower in PyTorch makes of them in one batch."""
+        with torch.no_grad():
+            batch = {name: torch.from_numpy(array) for name, array in lay_out(self.requests).items()}
+            output: Array = tower(**batch).numpy()
+        return output[self.rows]
+
+
 def imitate(
     vision: torch.nn.Module, language: torch.nn.Module, checkpoint: Checkpoint, cases: list[Case], variant: Variant
 ) -> dict[str, float]:
@@ -176,15 +211,13 @@ def imitate(
         A cosine is too small.
     """
     short = [case for case in cases if len(case.input_ids) <= MAX_IMITATED_TOKENS]
-    report = {}
-    for tower, (name, reference) in zip(
-        (vision, language), tower_references(checkpoint, short, variant).items(), strict=True
+    report: dict[str, float] = {}
+    for name, tower, examples in (
+        ("vision_encoder", vision, Examples.of_images(short)),
+        ("language_model", language, Examples.of_items(checkpoint, short)),
     ):
-        feed = {key: torch.from_numpy(array) for key, array in lay_out(reference.requests).items()}
-        with torch.no_grad():
-            rows = tower(**feed).numpy()[reference.rows]
-        what = f"{name}, {variant.name} in PyTorch"
-        report[what] = agree(what, rows, reference.expected, reference.min_cosine)
+        name = f"{name}, {variant.name} in PyTorch"
+        report |= agree(name, examples.in_torch(tower), examples.expected, variant.precision)
     return report
 
 
@@ -204,37 +237,26 @@ def validate(
         A name, a shape or a value disagrees.
     """
     suffix = "" if variant.name == "cpu" else f", {variant.name}"
-    report: dict[str, float] = {}
-    tower: Any
-    for name, reference in tower_references(checkpoint, cases, variant).items():
-        tower = None  # the former one's memory is given back first
-        path = repository / name / "1" / variant.graph
-        tower = Tower(path, tuple(reference.requests[0]), OUTPUTS[name], variant.provider)
-        report |= reference.check(name + suffix, tower)
+    images, items = Examples.of_images(cases), Examples.of_items(checkpoint, cases)
+    vision = Tower(
+        repository / "vision_encoder/1" / variant.graph, ("patches", "grid_thw"), "image_embeds", variant.provider
+    )
+    report, image_embeds = images.check("vision_encoder" + suffix, vision, variant.precision)
+    del vision
+    names = ("input_ids", "position_ids", "lengths", "image_embeds")
+    language = Tower(repository / "language_model/1" / variant.graph, names, "pooled", variant.provider)
+    its_report, _ = items.check("language_model" + suffix, language, variant.precision)
+    report |= its_report
+    parts = iter(np.split(image_embeds, np.cumsum([len(request["patches"]) for request in images.requests])[:-1]))
+    as_served = [replace(case, image_embeds=next(parts)) if len(case.grid_thw) else case for case in cases]
+    served = Examples.of_items(checkpoint, as_served)
+    report |= agree(
+        "both towers" + suffix, language.run(served.requests)[served.rows], served.expected, variant.precision
+    )
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     if checkpoint.name.rsplit("/", 1)[-1] == golden["checkpoint"].rsplit("/", 1)[-1]:
-        report["golden" + suffix] = check_golden(checkpoint, tower, golden)  # the language tower
+        report["golden" + suffix] = check_golden(checkpoint, language, golden)
     return report
-
-
-def tower_references(checkpoint: Checkpoint, cases: list[Case], variant: Variant) -> dict[str, Reference]:
-    """Return what transformers makes of the cases, for each tower, by its name."""
-    with_image = [case for case in cases if len(case.grid_thw)]
-    images = np.concatenate([case.image_embeds for case in with_image])
-    texts = [_language_request(checkpoint, case) for case in cases]
-    first_rows = np.cumsum([0, *(request["lengths"].size for request in texts)])[:-1]  # the sentinels come second
-    return {
-        "vision_encoder": Reference(
-            [{"patches": case.patches, "grid_thw": case.grid_thw} for case in with_image],
-            np.arange(len(images)),
-            images,
-            "grid_thw",
-            variant.precision.min_cosine,
-        ),
-        "language_model": Reference(
-            texts, first_rows, np.stack([case.hidden_state for case in cases]), "lengths", variant.precision.min_cosine
-        ),
-    }
 
 
 def _language_request(checkpoint: Checkpoint, case: Case) -> Request:
@@ -250,6 +272,17 @@ def _language_request(checkpoint: Checkpoint, case: Case) -> Request:
         "lengths": np.array(lengths, np.int32),
         "image_embeds": embeds,
     }
+
+
+def _nearest_kept(ours: Array, theirs: Array, k: int = 5) -> float:
+    """Return the share of the k nearest of each item among the others that are the same."""
+    nearest = []
+    for states in (ours, theirs):
+        vectors = states / np.linalg.norm(states, axis=1, keepdims=True)
+        similarity = vectors @ vectors.T
+        np.fill_diagonal(similarity, -np.inf)
+        nearest.append(np.argsort(-similarity, axis=1)[:, :k])
+    return float(np.mean([len(set(a) & set(b)) / k for a, b in zip(*nearest, strict=True)]))
 
 
 def check_golden(checkpoint: Checkpoint, language: Tower, golden: dict[str, Any]) -> float:

@@ -95,6 +95,8 @@ def build(
     if compute_capability is not None:
         config.num_compute_capabilities = 1
         config.set_compute_capability(library.ComputeCapability.__members__[compute_capability], 0)
+    if library.__name__ == "tensorrt_rtx":
+        timing_cache = None  # it measures nothing
     if timing_cache is not None:
         known = timing_cache.read_bytes() if timing_cache.exists() else b""
         config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)

@@ -20,6 +20,7 @@ from .errors import ExportError
 from .reference import Array, Request, lay_out
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
+MIN_VERSION = 11  # strongly typed throughout, with Attention in its parser
 ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+)")
 Profile = Mapping[str, tuple[int, int, int]]  # elements of an input: the fewest, as usual, the most
 
@@ -40,6 +41,10 @@ def load_library() -> ModuleType:
 def check_target(compute_capability: str | None) -> None:
     """Refuse a card that this library does not build for; None is the card at hand."""
     library = load_library()
+    if library.__name__ == "tensorrt" and int(library.__version__.split(".")[0]) < MIN_VERSION:
+        raise ExportError(
+            f"this is TensorRT {library.__version__}; the graphs need {MIN_VERSION}, which NVIDIA's containers since 26.06 have."
+        )
     known = getattr(getattr(library, "ComputeCapability", None), "__members__", {})
     if compute_capability is None and not has_card():
         raise ExportError("there is no NVIDIA GPU here. Build where it is, or for another with --compute-capability.")

@@ -127,7 +127,7 @@ def export(
             if runs_here(variant):
                 report |= validate(repository, checkpoint, cases, variant)
             elif variant.provider:
-                say(f"{variant.name}: no graph was run, for ONNX Runtime has no {variant.provider} here")
+                say(f"{variant.name}: no graph was run; this machine lacks {variant.provider} or a GPU for it")
             else:
                 Examples.of_images(cases).save(repository / "vision_encoder/1/reference.npz", variant.precision)
                 Examples.of_items(checkpoint, cases).save(

@@ -137,6 +137,8 @@ class Tower:
             onnxruntime.preload_dlls(directory="")  # CUDA's libraries, where pip installed them
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=[provider])
+            if provider not in self.session.get_providers():  # onnxruntime goes on with the CPU
+                raise RuntimeError(f"{provider} is not available")
         except Exception as error:  # onnxruntime raises half a dozen types of its own
             cure = "" if provider == CPU else f" If {provider} failed, as its log above says: ./scripts/install --gpu."
             raise ExportError(f"{path.name}: ONNX Runtime does not load the graph: {error}{cure}") from error

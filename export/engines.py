@@ -43,8 +43,8 @@ def check_target(compute_capability: str | None) -> None:
     library = load_library()
     if library.__name__ == "tensorrt" and int(library.__version__.split(".")[0]) < MIN_VERSION:
         raise ExportError(
-            f"this is TensorRT {library.__version__}, and the graphs need {MIN_VERSION}, which NVIDIA's containers have "
-            "since 26.06."
+            f"this is TensorRT {library.__version__}, and the graphs need {MIN_VERSION}, which NVIDIA's containers "
+            "have since 26.06."
         )
     known = getattr(getattr(library, "ComputeCapability", None), "__members__", {})
     if compute_capability is None and not has_card():

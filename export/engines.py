@@ -204,17 +204,14 @@ class _Device:
 
     def write(self, address: int, values: Array) -> None:
         values = np.ascontiguousarray(values)
-        self._call("cuMemcpyHtoD_v2", ctypes.c_uint64(address), ctypes.c_void_p(values.ctypes.data), values.nbytes)
+        size = ctypes.c_size_t(values.nbytes)
+        self._call("cuMemcpyHtoD_v2", ctypes.c_uint64(address), ctypes.c_void_p(values.ctypes.data), size)
 
     def read(self, address: int, values: Array) -> None:
         """Wait for what runs on the card, and copy."""
         self._call("cuCtxSynchronize")
-        self._call(
-            "cuMemcpyDtoH_v2",
-            ctypes.c_void_p(values.ctypes.data),
-            ctypes.c_uint64(address),
-            ctypes.c_size_t(values.nbytes),
-        )
+        size = ctypes.c_size_t(values.nbytes)
+        self._call("cuMemcpyDtoH_v2", ctypes.c_void_p(values.ctypes.data), ctypes.c_uint64(address), size)
 
     def _call(self, function: str, *arguments: Any) -> None:
         if status := getattr(self._driver, function)(*arguments):

@@ -22,13 +22,15 @@ from transformers.utils import logging
 from settings import DEFAULT_INSTRUCTION, MIN_DIMENSIONS
 
 from .calibration import QUERY_INSTRUCTION, read_samples, samples
-from .checkpoint import Checkpoint, DisagreementError, ExportError, open_checkpoint
+from .checkpoint import Checkpoint, open_checkpoint
+from .errors import DisagreementError, ExportError
 from .language_model import LanguageModel
 from .paths import local_path
 from .quantization import integer_speed, largest_weight, quantize_within
+from .reference import agree
 from .repository import drop_configs, fill_sizes, new_repository, write_json
 from .to_onnx import example_language_inputs, example_vision_inputs, to_onnx
-from .validate import Case, Examples, agree, imitate, reference_cases, runs_here, sample_cases, validate
+from .validate import Case, Examples, imitate, reference_cases, runs_here, sample_cases, validate
 from .variants import FP32, INT8, PRECISIONS, VARIANTS, Variant, choose_variants
 from .vision_encoder import VisionEncoder
 
@@ -124,8 +126,14 @@ def export(
         for variant in chosen:
             if runs_here(variant):
                 report |= validate(repository, checkpoint, cases, variant)
-            else:
+            elif variant.provider:
                 say(f"{variant.name}: no graph was run; this machine lacks {variant.provider} or a GPU for it")
+            else:
+                Examples.of_images(cases).save(repository / "vision_encoder/1/reference.npz", variant.precision)
+                Examples.of_items(checkpoint, cases).save(
+                    repository / "language_model/1/reference.npz", variant.precision
+                )
+                say(f"{variant.name}: no graph was run. ./scripts/build-engines does that where it is served")
         say("agrees with transformers: " + ", ".join(f"{what} {cosine:.6f}" for what, cosine in report.items()))
     say(f"wrote {output}")
     return report

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from onnxscript import FLOAT, INT64, opset18, script
 from onnxscript.values import Opset
@@ -286,3 +287,38 @@ def fused_attention(
             scale=scale,
         )
     return packed_half_attention(query, key, value, key_lengths, num_heads=query.shape[1], scale=scale)
+
+
+TENSORRT = Opset("tensorrt", 1)  # its parser knows the operator by name, whatever the domain
+
+
+@script(FUNCTIONS, default_opset=opset18)
+def packed_tensorrt_attention(
+    query: FLOAT[...], key: FLOAT[...], value: FLOAT[...], lengths: INT64[...], dtype: int, is_causal: int, scale: float
+) -> FLOAT[...]:
+    """Attend with TensorRT's kernel for packed sequences, in the type of ONNX `dtype`."""
+    zero = op.Constant(value_ints=[0])
+    ends = op.Cast(op.Concat(zero, op.CumSum(lengths, 0), axis=0), to=6)  # (n + 1,)
+    attended = TENSORRT.TRT_Attention(
+        op.Cast(query, to=dtype),
+        op.Cast(key, to=dtype),
+        op.Cast(value, to=dtype),
+        None,
+        ends,
+        ends,
+        query_form="packed_nhd",
+        kv_form="packed_nhd",
+        is_causal=is_causal,
+        scale=scale,
+    )
+    return op.CastLike(attended, query)
+
+
+def tensorrt_attention(
+    query: Any, key: Any, value: Any, query_lengths: Any, key_lengths: Any, causal: bool, scale: float
+) -> Any:
+    """`packed_attention` for TensorRT, where every query is a key; its kernels know types of 16 bits alone."""
+    dtype = ir.DataType.FLOAT16 if query.dtype == ir.DataType.FLOAT else query.dtype
+    return packed_tensorrt_attention(
+        query, key, value, key_lengths, dtype=int(dtype), is_causal=int(causal), scale=scale
+    )

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter, UnidentifiedImageError
 
 from settings import DEFAULT_INSTRUCTION
 
-from .checkpoint import ExportError
+from .errors import ExportError
 
 QUERY_INSTRUCTION = "Retrieve images or text relevant to the user's query."  # the client's own
 KEYS = {"text", "image", "instruction"}

@@ -19,16 +19,10 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 from checkpoint_files import CheckpointError, find_checkpoint
 from settings import MIN_DIMENSIONS, preprocessing_settings, render
 
+from .errors import ExportError
+
 VISION_LAYOUT = {"patch_size": 16, "temporal_patch_size": 2, "spatial_merge_size": 2, "in_channels": 3}
 IMAGE_MEAN_AND_STD = [0.5, 0.5, 0.5]  # folded into the vision graph as v / 127.5 - 1
-
-
-class ExportError(Exception):
-    """The export cannot go on; the message says why and what to do."""
-
-
-class DisagreementError(ExportError):
-    """A tower is too far from transformers."""
 
 
 @dataclass(frozen=True)

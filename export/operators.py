@@ -22,6 +22,10 @@ class Operators:
 
     attends_from_some = True  # packed_attention takes fewer queries than keys
 
+    def pixels(self, patches: torch.Tensor) -> torch.Tensor:
+        """Return patches as they come, uint8 of rank 1, in the type to compute with."""
+        return patches
+
     def rms_norm(self, norm: Any, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last dimension of x by its root mean square."""
         normed: torch.Tensor = norm(x)
@@ -103,6 +107,16 @@ class CudaOperators(FusedOperators):
         if not torch.compiler.is_exporting():
             return super().add_layer_norm(norm, x, added)
         return _add_norm("SkipLayerNormalization", [added, x, norm.weight, norm.bias], norm.eps)
+
+
+class TensorRTOperators(Operators):
+    """Torch's own, which TensorRT fuses by itself."""
+
+    attends_from_some = False
+
+    def pixels(self, patches: torch.Tensor) -> torch.Tensor:
+        """Return patches as float32: TensorRT casts an input of uint8, and does nothing else with it."""
+        return patches.float()
 
 
 def symbolic(

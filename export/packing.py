@@ -89,8 +89,14 @@ def count_per_segment(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tens
 
 def segment_index(starts: torch.Tensor, size: int) -> torch.Tensor:
     """Return, for each of `size` rows, the index of the segment it lies in; empty segments have none."""
-    marks = starts.new_zeros(size + 1).scatter_add(0, starts, torch.ones_like(starts))
-    return marks.cumsum(0)[:-1] - 1
+    # Segments without rows write to a slot behind the end, for TensorRT adds up nothing that is scattered.
+    num_segments = starts.shape[0]
+    filled = torch.cat([starts[1:], torch.full((1,), size, dtype=starts.dtype)]) > starts
+    at = torch.where(filled, starts, torch.full_like(starts, size))
+    marks = starts.new_zeros(size + 1).scatter(0, at, torch.ones_like(starts))
+    rank = torch.where(filled, filled.to(torch.int64).cumsum(0) - 1, torch.full_like(starts, num_segments))
+    of_rank = starts.new_zeros(num_segments + 1).scatter(0, rank, torch.arange(num_segments))
+    return of_rank[marks.cumsum(0)[:-1] - 1]
 
 
 def nan_where(rows: torch.Tensor, wrong: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ import onnxruntime
 import torch
 from torch import nn
 
-from .checkpoint import DisagreementError
+from .errors import DisagreementError
 from .operators import symbolic
 from .vision_encoder import PatchEmbedding
 

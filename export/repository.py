@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from .checkpoint import ExportError
+from .errors import ExportError
 from .paths import is_url
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "model_repository"

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from .padding import MAX_ROWS, pad_attention
 from .variants import VARIANTS, Variant
 from .weights import save
 
@@ -22,7 +23,10 @@ PATCH_SIZE = 6144  # bytes of one visual token: 2x2 patches x 3 channels x 2 fra
 def to_onnx(
     tower: nn.Module, inputs: dict[str, torch.Tensor], output_name: str, path: Path, variant: Variant = VARIANTS["cpu"]
 ) -> None:
-    """Write `tower` to `path`, and its weights as `weights.save` does; every input is rank 1 of dynamic length."""
+    """Write `tower` to `path`, and its weights as `weights.save` does; every input is rank 1 of dynamic length.
+
+    A variant with padded attention has a second graph, of the same weights.
+    """
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         for noisy in ("torch.onnx", "onnxscript"):  # no torchvision; no folding of SequenceEmpty
@@ -39,10 +43,13 @@ def to_onnx(
         )
     if program is None:  # cannot happen with dynamo=True; the type says so
         raise RuntimeError("torch.onnx.export returned no program.")
-    if variant.provider != "CPUExecutionProvider":
+    if variant.provider == "CUDAExecutionProvider":
         _drop_unused_outputs(program.model.graph)
         _copy_sizes(program.model.graph)
     save(program.model, path)
+    if variant.padded:
+        pad_attention(program.model.graph, MAX_ROWS[output_name])
+        save(program.model, path.with_name(variant.padded))
 
 
 def _drop_unused_outputs(graph: ir.Graph) -> None:

@@ -23,8 +23,10 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
 from .calibration import Sample
-from .checkpoint import Checkpoint, DisagreementError, ExportError
-from .variants import VARIANTS, Precision, Variant
+from .checkpoint import Checkpoint
+from .errors import ExportError
+from .reference import Array, Reference, Request, agree, lay_out
+from .variants import VARIANTS, Variant
 
 CPU = "CPUExecutionProvider"
 MAX_IMITATED_TOKENS = 64
@@ -32,9 +34,6 @@ MAX_GOLDEN_DIFFERENCE = 0.004  # bfloat16 noise of the published vectors
 MIN_GOLDEN_CORRELATION = 0.99
 GOLDEN = Path(__file__).with_name("golden.json")
 TEXTS = ["a", "A photograph of a golden retriever puppy.", "一只猫在沙发上睡觉。 قطة تنام على الأريكة 🐱 " * 12]
-
-Array = npt.NDArray[Any]
-Request = dict[str, Array]  # the tensors of one pack, by name
 
 
 @dataclass(frozen=True)
@@ -170,14 +169,8 @@ def _has_cuda() -> bool:
         return False
 
 
-@dataclass(frozen=True)
-class Examples:
+class Examples(Reference):
     """All cases as requests to one tower, and what the reference makes of them."""
-
-    requests: list[Request]
-    rows: npt.NDArray[np.int64]  # of the output for all of them in one batch: the ones that are compared
-    counts: list[int]  # of the first rows of a request's output that are compared
-    expected: Array
 
     @classmethod
     def of_images(cls, cases: list[Case]) -> Examples:
@@ -185,14 +178,14 @@ class Examples:
         cases = [case for case in cases if len(case.grid_thw)]
         requests: list[Request] = [{"patches": case.patches, "grid_thw": case.grid_thw} for case in cases]
         expected = np.concatenate([case.image_embeds for case in cases])
-        return cls(requests, np.arange(len(expected)), [len(case.patches) for case in cases], expected)
+        return cls(requests, np.arange(len(expected)), expected, "grid_thw")
 
     @classmethod
     def of_items(cls, checkpoint: Checkpoint, cases: list[Case]) -> Examples:
         """Return those of the language tower; the second row of a request is the sentinel's."""
         requests = [_language_request(checkpoint, case) for case in cases]
         rows = np.cumsum([0, *(request["lengths"].size for request in requests)])[:-1]
-        return cls(requests, rows, [1] * len(cases), np.stack([case.hidden_state for case in cases]))
+        return cls(requests, rows, np.stack([case.hidden_state for case in cases]), "lengths")
 
     def in_torch(self, tower: torch.nn.Module) -> Array:
         """Return what a tower in PyTorch makes of them in one batch."""
@@ -230,16 +223,6 @@ def imitate(
     return report
 
 
-def lay_out(requests: list[Request]) -> Request:
-    """Lay requests end to end, with the offsets that the server adds."""
-    feed: Request = {}
-    for name in requests[0]:
-        parts = [request[name].reshape(-1) for request in requests]
-        feed[name] = np.concatenate(parts)
-        feed[f"{name}_offsets"] = np.cumsum([0, *(part.size for part in parts)], dtype=np.int32)
-    return feed
-
-
 def validate(
     repository: Path, checkpoint: Checkpoint, cases: list[Case], variant: Variant = VARIANTS["cpu"]
 ) -> dict[str, float]:
@@ -260,13 +243,13 @@ def validate(
     vision = Tower(
         repository / "vision_encoder/1" / variant.graph, ("patches", "grid_thw"), "image_embeds", variant.provider
     )
-    report, image_embeds = _validate_tower("vision_encoder" + suffix, vision, images, "grid_thw", variant.precision)
+    report, image_embeds = images.check("vision_encoder" + suffix, vision, variant.precision)
     del vision
     names = ("input_ids", "position_ids", "lengths", "image_embeds")
     language = Tower(repository / "language_model/1" / variant.graph, names, "pooled", variant.provider)
-    its_report, _ = _validate_tower("language_model" + suffix, language, items, "lengths", variant.precision)
+    its_report, _ = items.check("language_model" + suffix, language, variant.precision)
     report |= its_report
-    parts = iter(np.split(image_embeds, np.cumsum(images.counts)[:-1]))
+    parts = iter(np.split(image_embeds, np.cumsum([len(request["patches"]) for request in images.requests])[:-1]))
     as_served = [replace(case, image_embeds=next(parts)) if len(case.grid_thw) else case for case in cases]
     served = Examples.of_items(checkpoint, as_served)
     report |= agree(
@@ -276,21 +259,6 @@ def validate(
     if checkpoint.name.rsplit("/", 1)[-1] == golden["checkpoint"].rsplit("/", 1)[-1]:
         report["golden" + suffix] = check_golden(checkpoint, language, golden)
     return report
-
-
-def _validate_tower(
-    name: str, tower: Tower, examples: Examples, inconsistent: str, precision: Precision
-) -> tuple[dict[str, float], Array]:
-    """Compare a graph with the reference, and every item alone with itself in a batch; return the latter, too."""
-    together = tower.run(examples.requests)[examples.rows]
-    report = agree(name, together, examples.expected, precision)
-    alone = np.concatenate(
-        [tower.run([request])[:count] for request, count in zip(examples.requests, examples.counts, strict=True)]
-    )
-    same = replace(precision, min_cosine=precision.min_alone, mean_cosine=precision.min_alone)
-    report |= agree(f"{name} alone", alone, together, same)
-    _check_guard(name, tower, examples.requests, inconsistent, precision.min_alone)
-    return report, together
 
 
 def _language_request(checkpoint: Checkpoint, case: Case) -> Request:
@@ -317,52 +285,6 @@ def _nearest_kept(ours: Array, theirs: Array, k: int = 5) -> float:
         np.fill_diagonal(similarity, -np.inf)
         nearest.append(np.argsort(-similarity, axis=1)[:, :k])
     return float(np.mean([len(set(a) & set(b)) / k for a, b in zip(*nearest, strict=True)]))
-
-
-def agree(name: str, ours: Array, theirs: Array, precision: Precision) -> dict[str, float]:
-    """Return the smallest cosine between rows and, of integers, the mean.
-
-    Raises
-    ------
-    DisagreementError
-        One is too small for the precision.
-    """
-    if ours.shape != theirs.shape:
-        raise ExportError(f"{name}: shape {ours.shape}, the reference has {theirs.shape}. The export is not placed.")
-    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    cosines = (ours * theirs).sum(axis=1) / norms
-    report = {name: float(cosines.min())}
-    bounds = {name: precision.min_cosine}
-    if precision.mean_cosine != precision.min_cosine:
-        report[f"{name}, mean"], bounds[f"{name}, mean"] = float(cosines.mean()), precision.mean_cosine
-    for what, cosine in report.items():
-        if not cosine >= bounds[what]:
-            raise DisagreementError(
-                f"{what}: cosine {cosine:.6f} to the reference, at least {bounds[what]} is needed. Not placed."
-            )
-    return report
-
-
-def _check_guard(name: str, tower: Tower, requests: list[Request], inconsistent: str, min_cosine: float) -> None:
-    """Hold the tower to what it promises about bad requests.
-
-    A request that contradicts itself gets NaN, and the others stay as they were. A request without elements in an input
-    makes all of its batch NaN.
-    """
-    bad = {**requests[0], inconsistent: requests[0][inconsistent] + 2}
-    expected, output = tower.run(requests), tower.run([bad, *requests])
-    num_bad = len(output) - len(expected)
-    distance = np.linalg.norm(output[num_bad:] - expected, axis=1)
-    allowed = (2 * (1 - min_cosine)) ** 0.5 * np.linalg.norm(expected, axis=1) + 1e-3  # a sentinel's row may be 0
-    if not np.isnan(output[:num_bad]).all() or not (distance <= allowed).all():
-        raise ExportError(
-            f"{name}: a request with wrong {inconsistent} is not answered with NaN, or harms its neighbours."
-        )
-    honest = requests[0]
-    for empty in tower.names:
-        bad = {**honest, empty: honest[empty][:0]}
-        if not all(np.isnan(tower.run(batch)).all() for batch in ([bad, honest], [honest, bad])):
-            raise ExportError(f"{name}: a batch in which a request has no {empty} is not answered with NaN alone.")
 
 
 def check_golden(checkpoint: Checkpoint, language: Tower, golden: dict[str, Any]) -> float:

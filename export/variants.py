@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from .attention import fused_attention, looped_attention
-from .checkpoint import ExportError
-from .operators import CudaOperators, FusedOperators, Operators
+from .attention import fused_attention, looped_attention, tensorrt_attention
+from .errors import ExportError
+from .operators import CudaOperators, FusedOperators, Operators, TensorRTOperators
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Precision:
 
 FP32 = Precision("fp32", torch.float32, 0.9999, 0.9999, 0.9999)  # rounding only
 BF16 = Precision("bf16", torch.bfloat16, 0.998, 0.998, 0.998)  # transformers in bfloat16: 0.9993 on random weights
+FP16 = Precision("fp16", torch.float16, 0.998, 0.998, 0.998)
 INT8 = Precision("int8", torch.float32, 0.995, 0.999, 0.9999, in_integers=True)
 
 
@@ -41,9 +42,10 @@ class Variant:
     precision: Precision
     precisions: tuple[Precision, ...]  # that it can be written in
     opset: int
-    provider: str  # of ONNX Runtime
+    provider: str  # of ONNX Runtime; none, if another runtime runs the graphs
     operators: Operators
     attention: Callable[..., Any]  # `packed_attention` in ONNX
+    padded: str = ""  # file of a second graph, whose attention is padded
 
     def bounded(self, min_cosine: float) -> Variant:
         """Return the variant with another bound on the cosine to transformers."""
@@ -72,6 +74,17 @@ VARIANTS = {
             provider="CUDAExecutionProvider",
             operators=CudaOperators(),
             attention=fused_attention,
+        ),
+        Variant(
+            "tensorrt",
+            "tensorrt.onnx",
+            BF16,
+            (BF16, FP16, FP32),
+            opset=24,  # the first with Attention that takes the items' lengths
+            provider="",
+            operators=TensorRTOperators(),
+            attention=tensorrt_attention,
+            padded="tensorrt_padded.onnx",
         ),
     )
 }

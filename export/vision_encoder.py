@@ -91,7 +91,7 @@ class VisionEncoder(nn.Module):
             Main features, then the DeepStack features; NaN for a request whose grids do not fit its patches,
             and for every request where one has no patches or no grids.
         """
-        tokens = patches.view(-1, PATCHES_PER_TOKEN * PATCH_VALUES)  # (V, 6144)
+        tokens = self.operators.pixels(patches).view(-1, PATCHES_PER_TOKEN * PATCH_VALUES)  # (V, 6144)
         num_tokens = tokens.shape[0]
         pixels = tokens.view(num_tokens * PATCHES_PER_TOKEN, -1)  # (P, 1536)
         time, height, width = grid_thw.to(torch.int64).view(-1, 3).unbind(1)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from .canary import CanaryError, embed_canary
 from .errors import ServerStartError
 from .gpu import check_gpus
-from .locate import find_server
+from .locate import WheelServer, find_server
 from .process import TritonProcess
-from .repository import PUBLIC_MODELS, check_repository, needs_gpu
+from .repository import PUBLIC_MODELS, check_repository, needs_gpu, needs_tensorrt
 
 FIRST_CANARY_TIMEOUT_S = 300.0  # the first request pays for lazy allocations
 
@@ -24,7 +24,12 @@ class TritonServer(TritonProcess):
         """Start the server; return when it has embedded a text."""
         check_repository(self.repository, self.model_config_name)
         if needs_gpu(self.repository, self.model_config_name):
-            check_gpus(find_server())
+            server = find_server()
+            if isinstance(server, WheelServer) and needs_tensorrt(self.repository, self.model_config_name):
+                raise ServerStartError(
+                    "the embedded server has no backend for TensorRT. Serve in NVIDIA's container, or --variant cuda."
+                )
+            check_gpus(server)
         super().__enter__()
         try:
             embed_canary(self.http_url, FIRST_CANARY_TIMEOUT_S)

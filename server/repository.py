@@ -13,6 +13,7 @@ MODELS = (*PUBLIC_MODELS, "pooling", "preprocess", *TOWERS)
 DEFAULT_VARIANT = "cpu"  # of the configs beside `configs/`
 EXPORT_CURE = "Run `python -m export --checkpoint DIR_OR_HUB_ID --output REPOSITORY` and serve that."
 GRAPH = re.compile(r'default_model_filename:\s*"([^"]*)"')
+TENSORRT = re.compile(r'backend:\s*"tensorrt"')
 KIND_GPU = re.compile(r"kind:\s*KIND_GPU")
 PARAMETER = re.compile(r'parameters\s*\{\s*key:\s*"([^"]*)"\s*value\s*\{\s*string_value:\s*"([^"]*)"')
 
@@ -52,10 +53,21 @@ def needs_gpu(repository: Path, model_config_name: str | None = None) -> bool:
     return any(KIND_GPU.search(_config(repository / tower, model_config_name).read_text("utf-8")) for tower in TOWERS)
 
 
+def needs_tensorrt(repository: Path, model_config_name: str | None = None) -> bool:
+    """Tell whether the chosen variant is for the backend that NVIDIA's containers alone have."""
+    return any(TENSORRT.search(_config(repository / tower, model_config_name).read_text("utf-8")) for tower in TOWERS)
+
+
 def _check_graphs(repository: Path, variant: str) -> None:
     """Refuse a variant that is not there: tritonserver would quietly take the default of every model."""
     known = [DEFAULT_VARIANT, *sorted({path.stem for path in repository.glob("*/configs/*.pbtxt")})]
     held = [name for name in known if all(_graph(repository / tower, name).exists() for tower in TOWERS)]
+    if variant in known and variant not in held and _graph(repository / TOWERS[0], variant).suffix == ".plan":
+        unbuilt = [str(path) for tower in TOWERS if not (path := _graph(repository / tower, variant)).exists()]
+        raise ServerStartError(
+            f"--variant {variant!r}: {', '.join(unbuilt)} was not built{f'; there is {held[0]}' if held else ''}. Run "
+            f"./scripts/build-engines --repository {repository} on the machine and in the container that shall serve."
+        )
     if not held:
         missing = next(path for tower in TOWERS if not (path := _graph(repository / tower, DEFAULT_VARIANT)).exists())
         raise ServerStartError(f"{missing.parent} has no {missing.name}. {EXPORT_CURE}")

@@ -13,6 +13,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
+from export.build_engines import PLAN
 from export.checkpoint import Checkpoint
 from export.repository import TEMPLATE
 from export.variants import VARIANTS
@@ -22,6 +23,7 @@ from tests.conftest import ARCHITECTURES
 MODELS = ["embed", "embed_text", "info", "language_model", "pooling", "preprocess", "vision_encoder"]
 ENSEMBLES = ["embed", "embed_text"]
 TOWERS = ["vision_encoder", "language_model"]
+OTHERS = [name for name in VARIANTS if name != "cpu"]  # variants with configs beside the default ones
 STEPS = ["preprocess", "vision_encoder", "language_model", "pooling"]
 ONNX_TYPES = {
     triton.TYPE_UINT8: onnx.TensorProto.UINT8,
@@ -136,12 +138,15 @@ def test_the_largest_batch_stays_inside_int32() -> None:
         assert read(tower).max_batch_size * rows * row_size < 2**31
 
     # CUDA kernels count the numbers of a tensor with 32 bits: tokens by the 2B's intermediate size, patches likewise
-    batches = {tower: read(tower, file="configs/cuda.pbtxt").max_batch_size for tower in TOWERS}
-    assert batches["language_model"] * bounds.max_pack_tokens * 6144 < 2**31
-    assert batches["vision_encoder"] * bounds.max_pack_image_tokens * 4 * 4096 < 2**31
+    for variant in ("cuda", "tensorrt"):
+        batches = {tower: read(tower, file=f"configs/{variant}.pbtxt").max_batch_size for tower in TOWERS}
+        assert batches["language_model"] * bounds.max_pack_tokens * 6144 < 2**31
+        assert batches["vision_encoder"] * bounds.max_pack_image_tokens * 4 * 4096 < 2**31
 
 
-@pytest.mark.parametrize("file", ["preprocess/config.pbtxt", "info/config.pbtxt", "info/configs/cuda.pbtxt"])
+@pytest.mark.parametrize(
+    "file", ["preprocess/config.pbtxt", "info/config.pbtxt", *(f"info/configs/{variant}.pbtxt" for variant in OTHERS)]
+)
 def test_bounds_are_the_same_everywhere(file: str) -> None:
     model, config = file.split("/", 1)
     written = {name: value.string_value for name, value in read(model, file=config).parameters.items()}
@@ -149,18 +154,22 @@ def test_bounds_are_the_same_everywhere(file: str) -> None:
     assert {name: int(value) for name, value in written.items()} == vars(Bounds())
 
 
+@pytest.mark.parametrize("variant", OTHERS)
 @pytest.mark.parametrize("model", ["info", *TOWERS])
-def test_a_variant_differs_in_what_it_must(model: str) -> None:
-    ours, default = read(model, file="configs/cuda.pbtxt"), read(model)
+def test_a_variant_differs_in_what_it_must(model: str, variant: str) -> None:
+    ours, default = read(model, file=f"configs/{variant}.pbtxt"), read(model)
     if model == "info":
-        assert ours.parameters["variant"].string_value == "cuda"
+        assert ours.parameters["variant"].string_value == variant
     else:
-        assert ours.default_model_filename == VARIANTS["cuda"].graph
         assert [group.kind for group in ours.instance_group] == [triton.ModelInstanceGroup.KIND_GPU]
-        assert ours.parameters["enable_mem_pattern"].string_value == "0"
+        if variant == "tensorrt":
+            assert (ours.backend, ours.default_model_filename) == ("tensorrt", PLAN)
+        else:
+            assert (ours.backend, ours.default_model_filename) == ("onnxruntime", VARIANTS[variant].graph)
+            assert ours.parameters["enable_mem_pattern"].string_value == "0"
     ours, default = copy.deepcopy(ours), copy.deepcopy(default)
     for config in (ours, default):
-        for field in ("default_model_filename", "instance_group", "max_batch_size"):
+        for field in ("backend", "default_model_filename", "instance_group", "max_batch_size"):
             config.ClearField(field)
         for name in ("variant", "enable_mem_pattern", "arena_extend_strategy"):
             config.parameters.pop(name, None)

@@ -24,6 +24,7 @@ ALLOWED = {
     "export/": {
         *("numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "torch", "transformers"),
         *("checkpoint_files", "settings"),  # shared by those who load a checkpoint
+        "bounds",  # of the items that padded attention has room for
     },
     "client/vlembed/": {"numpy", "tritonclient", "grpc"},  # grpc comes with tritonclient
     "client/vlembed/cli/": {"click", "numpy"},  # an extra as a whole, imported by the command alone
@@ -32,6 +33,8 @@ ALLOWED = {
         *("datasets", "matplotlib", "mteb", "peft", "pyarrow", "sentence_transformers"),
         *("checkpoint_files", "images", "preprocessing", "settings"),  # what is trained is what is served
     },
+    # run in containers that have no torch; TensorRT is found by engines.py alone, under one of two names
+    **{f"export/{name}.py": {"numpy"} for name in ("build_engines", "engines", "reference", "errors", "paths")},
     **{f"finetune/{name}.py": EVALUATION for name in ("evaluate", "in_process", "served", "tasks", "vectors")},
     "finetune/mteb_model.py": EVALUATION | {"mteb"},
     "demo/": {"PIL", "vlembed"},

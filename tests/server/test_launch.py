@@ -117,6 +117,30 @@ def test_variant_whose_graph_is_missing(folder: Path) -> None:
         check_repository(folder)
 
 
+@pytest.mark.parametrize("other", ["model.onnx", None])
+def test_engines_that_were_not_built(folder: Path, other: str | None) -> None:
+    for tower in TOWERS:
+        (folder / tower / "1/model.onnx").unlink()
+        (folder / tower / "1/tensorrt.onnx").touch()
+        if other:
+            (folder / tower / "1" / other).touch()
+    (folder / "language_model/1/model.plan").touch()
+    there = "; there is cpu" if other else ""
+    message = rf"/vision_encoder/1/model\.plan was not built{there}\. Run \./scripts/build-engines --repository"
+    with pytest.raises(ServerStartError, match=message):
+        check_repository(folder, "tensorrt")
+    (folder / "vision_encoder/1/model.plan").touch()
+    check_repository(folder, "tensorrt")
+
+
+def test_engines_without_a_backend_for_them(folder: Path) -> None:
+    for tower in TOWERS:
+        (folder / tower / "1/model.plan").touch()
+    server = TritonServer(folder, model_config_name="tensorrt")
+    with pytest.raises(ServerStartError, match=r"no backend for TensorRT\. Serve in NVIDIA's container"), server:
+        pass
+
+
 def test_lost_version_folders(folder: Path) -> None:
     shutil.rmtree(folder / "embed/1")
     shutil.rmtree(folder / "embed_text/1")

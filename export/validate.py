@@ -252,9 +252,10 @@ def validate(
     parts = iter(np.split(image_embeds, np.cumsum([len(request["patches"]) for request in images.requests])[:-1]))
     as_served = [replace(case, image_embeds=next(parts)) if len(case.grid_thw) else case for case in cases]
     served = Examples.of_items(checkpoint, as_served)
-    report |= agree(
-        "both towers" + suffix, language.run(served.requests)[served.rows], served.expected, variant.precision
-    )
+    pooled = language.run(served.requests)[served.rows]
+    report |= agree("both towers" + suffix, pooled, served.expected, variant.precision)
+    if variant.precision.in_integers:
+        report["nearest items kept"] = _nearest_kept(pooled, served.expected)
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     if checkpoint.name.rsplit("/", 1)[-1] == golden["checkpoint"].rsplit("/", 1)[-1]:
         report["golden" + suffix] = check_golden(checkpoint, language, golden)

@@ -22,7 +22,7 @@ ALLOWED = {
     "server/": set(),
     "server/backends/": {"numpy", "onnxruntime", TRITON},
     "export/": {
-        *("numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "torch", "transformers"),
+        *("PIL", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "torch", "transformers"),
         *("checkpoint_files", "settings"),  # shared by those who load a checkpoint
         "bounds",  # of the items that padded attention has room for
     },

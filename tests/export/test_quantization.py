@@ -73,6 +73,7 @@ def test_against_transformers(size: str, checkpoint_of: Callable[[str], Checkpoi
     report = validate(tmp_path, checkpoint, cases, CPU)  # the guards included
     assert min(cosine for name, cosine in report.items() if "alone" in name) >= 0.99999
     assert min(cosine for name, cosine in report.items() if "mean" in name) >= INT8.mean_cosine
+    assert 0.8 <= report["nearest items kept"] <= 1
     assert all(torch.equal(weights[name], parameter) for name, parameter in model.named_parameters())
     for tower in ("vision_encoder", "language_model"):
         graph = onnx.load(tmp_path / tower / "1/model.onnx").graph

@@ -108,9 +108,15 @@ class Supervisor:
                     http=server.http_url,
                     grpc=server.grpc_url,
                 )
-                if is_first:
-                    on_ready(server)
-                fault = self._wait(server)
+                try:
+                    if is_first:
+                        on_ready(server)
+                    fault = self._wait(server, self._canary)
+                except KeyboardInterrupt:
+                    self._phase = "stopping"
+                    self._log.event("stop", drain_delay_s=self._drain_delay_s)
+                    time.sleep(self._drain_delay_s)
+                    raise
                 self._phase = "broken"
                 server.kill()
         except ServerStartError as error:
@@ -121,16 +127,10 @@ class Supervisor:
         self._log.event("fault", level="error", reason=fault)
         return fault
 
-    def _wait(self, server: TritonServer) -> str:
-        """Return what broke, or let KeyboardInterrupt pass when nobody needs to come any more."""
-        assert self._canary is not None
-        try:
-            while (fault := server.wait(CHECK_INTERVAL_S)) is None:
-                if self._canary.num_failures >= MAX_CANARY_FAILURES:
-                    return f"{self._canary.failure}, {MAX_CANARY_FAILURES} times in a row"
-        except KeyboardInterrupt:
-            self._phase = "stopping"
-            self._log.event("stop", drain_delay_s=self._drain_delay_s)
-            time.sleep(self._drain_delay_s)
-            raise
+    @staticmethod
+    def _wait(server: TritonServer, canary: Canary) -> str:
+        """Wait until something breaks, and return what."""
+        while (fault := server.wait(CHECK_INTERVAL_S)) is None:
+            if canary.num_failures >= MAX_CANARY_FAILURES:
+                return f"{canary.failure}, {MAX_CANARY_FAILURES} times in a row"
         return fault

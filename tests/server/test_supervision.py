@@ -192,12 +192,18 @@ def test_requests_in_flight_are_finished_between_their_steps(repository: Path, t
         threads = [threading.Thread(target=work) for _ in range(8)]
         for thread in threads:
             thread.start()
-        eventually(lambda: len(list(begun.iterdir())) > num_before, "no request came")
+        eventually(lambda: len(list(begun.iterdir())) - num_before + num_waiting(server) == 8, "not all have come")
         server.process.terminate()
         for thread in threads:
             thread.join()
         assert server.process.wait(DEADLINE_S) == 0
     assert outcomes == {"ok": 8}
+
+
+def num_waiting(server: Served) -> int:
+    """Return how many requests wait for `preprocess`."""
+    pattern = r'^nv_inference_pending_request_count\{model="preprocess",.*\} (\d+)$'
+    return sum(map(int, re.findall(pattern, server.get("/metrics", "metrics")[1], re.MULTILINE)))
 
 
 def test_a_rolling_restart_loses_no_call(repository: Path) -> None:

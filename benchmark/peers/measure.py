@@ -47,9 +47,7 @@ def latency_ms(embed: Callable[[list[Item]], object], items: list[Item]) -> floa
     return statistics.median(1e3 / rate(embed, [item]) for item in items)
 
 
-def online(
-    embed: Callable[[list[Item]], object], items: list[Item], arrivals: npt.NDArray[np.float64], offered: float
-) -> Point:
+def online(embed: Callable[[list[Item]], object], items: list[Item], arrivals: npt.NDArray[np.float64]) -> Point:
     """Send one item at each time of `arrivals`, whatever became of those before.
 
     Latency counts from the time of arrival, so that a request that could not be sent in time is not forgiven.
@@ -74,11 +72,8 @@ def online(
         for number, due in enumerate(arrivals.tolist()):
             time.sleep(max(0.0, started + due - time.perf_counter()))
             pool.submit(one, items[number % len(items)], due)
+    offered = len(arrivals) / float(arrivals[-1])  # what came, which is never quite the rate that was asked for
     if not ends:
         return Point(offered, 0.0, *[float("inf")] * 3, failures)
-    latencies = [1e3 * (end - due) for due, end in ends]
-    p50, p95, p99 = np.percentile(latencies, [50, 95, 99]).tolist()
-    span = max(end for _, end in ends) - arrivals[0]
-    # of n arrivals in t seconds, n / t is the rate that came, which is never quite the one asked for
-    came = len(arrivals) / max(arrivals[-1], 1e-9)
-    return Point(came, len(ends) / max(span, 1e-9), p50, p95, p99, failures)
+    p50, p95, p99 = np.percentile([1e3 * (end - due) for due, end in ends], [50, 95, 99]).tolist()
+    return Point(offered, len(ends) / max(end for _, end in ends), p50, p95, p99, failures)

@@ -30,6 +30,8 @@ from .validate import Case, imitate, reference_cases, runs_here, validate
 from .variants import PRECISIONS, VARIANTS, Variant, choose_variants
 from .vision_encoder import VisionEncoder
 
+INSTRUCTIONS = (DEFAULT_INSTRUCTION, "Retrieve images or text relevant to the user's query.")  # the client's own
+
 
 def export(
     name: str,
@@ -37,6 +39,7 @@ def export(
     *,
     variants: Sequence[str] = ("cpu",),
     precisions: Sequence[str] = (),
+    instructions: Sequence[str] = (),
     exif_orientation: bool = True,
     overwrite: bool = False,
 ) -> dict[str, float]:
@@ -52,6 +55,8 @@ def export(
         Names in `VARIANTS`: the renderings that the repository shall hold.
     precisions
         Of weights and computation: each variant takes the one that it can be written in, or else its own.
+    instructions
+        Those of the application, beside `INSTRUCTIONS`: items under a known instruction take less work on CPUs.
     exif_orientation
         Turn pictures upright as EXIF says, instead of leaving them as they are stored.
     overwrite
@@ -83,8 +88,9 @@ def export(
         cases = reference_cases(checkpoint, model)
         say(f"transformers ran {len(cases)} cases")
         report: dict[str, float] = {}
+        beginnings = [checkpoint.beginning(instruction) for instruction in {*INSTRUCTIONS, *instructions}]
         for variant in chosen:
-            report |= export_towers(repository, checkpoint, model, cases, variant)
+            report |= export_towers(repository, checkpoint, model, cases, variant, beginnings)
             say(f"{variant.name}: both towers exported in {variant.precision.name}")
         del model  # before the graphs take as much memory again
         gc.collect()
@@ -99,9 +105,14 @@ def export(
 
 
 def export_towers(
-    repository: Path, checkpoint: Checkpoint, model: Any, cases: list[Case], variant: Variant
+    repository: Path,
+    checkpoint: Checkpoint,
+    model: Any,
+    cases: list[Case],
+    variant: Variant,
+    beginnings: Sequence[list[int]] = (),
 ) -> dict[str, float]:
-    """Write both graphs of a variant.
+    """Write both graphs of a variant, which know the tokens in `beginnings`.
 
     Returns
     -------
@@ -116,6 +127,8 @@ def export_towers(
         checkpoint.num_deepstack,
         variant.operators,
     )
+    if variant.operators.attends_from_some:
+        language.know(beginnings)
     report = {} if runs_here(variant) else imitate(vision, language, checkpoint, cases, variant)
     to_onnx(vision, example_vision_inputs(), "image_embeds", repository / "vision_encoder/1" / variant.graph, variant)
     inputs = example_language_inputs(checkpoint.vocab_size, image_token_id, checkpoint.image_embeds_size)
@@ -173,6 +186,12 @@ def main() -> int:
         help="of weights and computation; may be repeated, for variants that differ; default: each variant's own",
     )
     parser.add_argument(
+        "--instruction",
+        action="append",
+        default=[],
+        help="one that the application uses, beside the client's own; may be repeated; such items cost less on CPUs",
+    )
+    parser.add_argument(
         "--exif-orientation",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -188,6 +207,7 @@ def main() -> int:
             arguments.output,
             variants=arguments.variant or ["cpu"],
             precisions=arguments.precision or (),
+            instructions=arguments.instruction,
             exif_orientation=arguments.exif_orientation,
             overwrite=arguments.overwrite,
         )

@@ -36,9 +36,8 @@ def packed_attention(
     query : torch.Tensor, shape = (sum of query_lengths, H, h)
     key, value : torch.Tensor, shape = (sum of key_lengths, K, h)
     query_lengths, key_lengths : torch.Tensor, int64, shape = (n,)
-        Equal for causal attention.
     causal
-        Whether token i sees only tokens 0 ... i of its item.
+        Whether a token sees only itself and those before it. The queries are then the item's last tokens.
     scale
         Factor on the scores.
 
@@ -57,7 +56,7 @@ def packed_attention(
         grouped = q.view(q.shape[0], num_keys, -1, q.shape[2]).permute(1, 2, 0, 3)  # (K, G, L, h)
         scores = (grouped * scale) @ k.permute(1, 2, 0)[:, None]  # (K, G, L, L)
         if causal:
-            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1 + len(k) - len(q))
             scores = scores.masked_fill(later, float("-inf"))
         attended = scores.softmax(dim=-1) @ v.transpose(0, 1)[:, None]  # (K, G, L, h)
         outputs.append(attended.permute(2, 0, 1, 3).reshape(q.shape))
@@ -77,22 +76,22 @@ def _(
     return query.new_empty(query.shape)
 
 
-BLOCK_ROWS = 512  # 16 heads x 512 queries x 8192 keys are 256 MiB of float32
+BLOCK_ROWS = 128  # of a square of scores, half of which are masked: smaller blocks compute less of that half
 FUNCTIONS = Opset("vlembed", 1)
+FUSED = Opset("com.microsoft", 1)
 op: Any = opset18  # onnxscript's types are narrower than what its tracer takes
 
 
 @script(FUNCTIONS, default_opset=opset18)
-def looped_attention(
+def causal_loop(
     query: FLOAT[...],
     key: FLOAT[...],
     value: FLOAT[...],
     query_lengths: INT64[...],
     key_lengths: INT64[...],
-    causal: int,
     scale: float,
 ) -> FLOAT[...]:
-    """`packed_attention` for CPUs: one Loop iteration per block of an item's queries.
+    """Attend causally on CPUs: one Loop iteration per block of an item's queries.
 
     Nothing is padded, and the scores of one block, not of the batch, bound the memory.
     """
@@ -106,7 +105,8 @@ def looped_attention(
     values = op.Transpose(value, perm=[1, 0, 2])
 
     factor = op.CastLike(op.Constant(value_float=scale), query)
-    is_causal = op.Cast(op.Constant(value_int=causal), to=9)
+    zero = op.CastLike(op.Constant(value_float=0.0), query)
+    minus_infinity = op.CastLike(op.Constant(value_float=float("-inf")), query)
     axis = op.Constant(value_ints=[2])  # of the rows
     rows = op.Constant(value_int=BLOCK_ROWS)
     query_ends = op.CumSum(query_lengths, 0)
@@ -118,13 +118,12 @@ def looped_attention(
     before = op.Cast(op.Unsqueeze(block_ends, [0]) <= op.Unsqueeze(number, [1]), to=7)
     item = op.ReduceSum(before, [1], keepdims=0)  # as many items lie before the block
     stops = op.Gather(query_ends, item)
-    item_starts = stops - op.Gather(query_lengths, item)
-    starts = item_starts + (number - op.Gather(block_ends - blocks, item)) * rows
-    stops = op.Min(starts + rows, stops)
+    starts = stops - op.Gather(query_lengths, item) + (number - op.Gather(block_ends - blocks, item)) * rows
+    later_queries = op.Max(stops - starts - rows, 0)
     key_stops = op.Gather(key_ends, item)
     key_starts = key_stops - op.Gather(key_lengths, item)
-    if is_causal:
-        key_stops = key_starts + (stops - item_starts)  # no query of the block sees further
+    key_stops = key_stops - later_queries  # no query of the block sees further
+    stops = stops - later_queries
     outputs = op.SequenceEmpty()
     for block in range(op.Size(number)):
         at = op.Unsqueeze(block, [0])
@@ -133,27 +132,61 @@ def looped_attention(
         q = op.Slice(queries, start, stop, axis) * factor  # (K, G, B, h)
         k = op.Slice(keys, key_start, key_stop, axis)  # (K, h, L)
         v = op.Slice(values, key_start, key_stop, axis - 1)  # (K, L, h)
+        num_keys = key_stop - key_start
+        column = op.Range(0, op.Squeeze(num_keys), 1)  # (L,)
+        row = op.Slice(column, num_keys - (stop - start), num_keys)  # (B,): the last keys are the block's own
+        later = op.Unsqueeze(row, [1]) < op.Unsqueeze(column, [0])  # (B, L)
+        mask = op.Where(later, minus_infinity, zero)
         # The G queries of a key are rows of one matrix: no key is repeated.
         shape = op.Shape(q)
         flat = op.Concat(shape[0:1], shape[1:2] * shape[2:3], shape[3:4], axis=0)
+        square = op.Concat(shape[0:3], num_keys, axis=0)
         scores = op.MatMul(op.Reshape(q, flat, allowzero=1), k)  # (K, GB, L)
-        if is_causal:
-            num_keys = key_stop - key_start
-            column = op.Range(0, op.Squeeze(num_keys), 1)  # (L,)
-            row = op.Slice(column, num_keys - (stop - start), num_keys)  # (B,): the last keys are the block's own
-            later = op.Unsqueeze(row, [1]) < op.Unsqueeze(column, [0])  # (B, L)
-            minus_infinity = op.CastLike(op.Constant(value_float=float("-inf")), query)
-            square = op.Concat(shape[0:3], num_keys, axis=0)
-            masked = op.Where(later, minus_infinity, op.Reshape(scores, square, allowzero=1))
-            scores = op.Reshape(masked, op.Shape(scores), allowzero=1)
-        attended = op.MatMul(op.Softmax(scores, axis=-1), v)  # (K, GB, h)
+        weights = op.Softmax(op.Reshape(scores, square, allowzero=1) + mask, axis=-1)  # (K, G, B, L)
+        attended = op.MatMul(op.Reshape(weights, op.Shape(scores), allowzero=1), v)  # (K, GB, h)
         outputs = op.SequenceInsert(outputs, op.Reshape(attended, shape, allowzero=1))
     together = op.Transpose(op.ConcatFromSequence(outputs, axis=2), perm=[2, 0, 1, 3])  # (T, K, G, h)
     return op.Reshape(together, op.Shape(query), allowzero=1)
 
 
+@script(FUNCTIONS, default_opset=opset18)
+def full_loop(
+    query: FLOAT[...], key: FLOAT[...], value: FLOAT[...], lengths: INT64[...], num_heads: int, scale: float
+) -> FLOAT[...]:
+    """Attend to all tokens on CPUs with ONNX Runtime's kernel, which holds no scores: one Loop iteration per item."""
+    rows = op.Constant(value_ints=[0, 0, -1])
+    queries = op.Reshape(op.Unsqueeze(query, [0]), rows)  # (1, T, H h)
+    keys = op.Reshape(op.Unsqueeze(key, [0]), rows)
+    values = op.Reshape(op.Unsqueeze(value, [0]), rows)
+    axis = op.Constant(value_ints=[1])
+    ends = op.CumSum(lengths, 0)
+    items = op.Transpose(op.NonZero(lengths))  # (n, 1); an item without rows has no part in the output
+    outputs = op.SequenceEmpty()
+    for item in range(op.Squeeze(op.Shape(items)[0:1])):
+        at = op.Gather(items, item)
+        stop = op.Gather(ends, at)
+        start = stop - op.Gather(lengths, at)
+        attended = FUSED.MultiHeadAttention(
+            op.Slice(queries, start, stop, axis),
+            op.Slice(keys, start, stop, axis),
+            op.Slice(values, start, stop, axis),
+            num_heads=num_heads,
+            scale=scale,
+        )
+        outputs = op.SequenceInsert(outputs, attended)
+    return op.Reshape(op.ConcatFromSequence(outputs, axis=1), op.Shape(query), allowzero=1)
+
+
+def looped_attention(
+    query: Any, key: Any, value: Any, query_lengths: Any, key_lengths: Any, causal: bool, scale: float
+) -> Any:
+    """`packed_attention` for CPUs; without a mask, every query is a key."""
+    if causal:
+        return causal_loop(query, key, value, query_lengths, key_lengths, scale=scale)
+    return full_loop(query, key, value, key_lengths, num_heads=query.shape[1], scale=scale)
+
+
 PAGE_ROWS = 256  # the smallest page that FlashAttention reads at every head size
-FUSED = Opset("com.microsoft", 1)
 
 
 @script(FUNCTIONS, default_opset=opset18)

@@ -73,6 +73,13 @@ class Checkpoint:
         """Render one item through the checkpoint's chat template."""
         return render(self.tokenizer, instruction, content)
 
+    def beginning(self, instruction: str) -> list[int]:
+        """Return the tokens that every item under an instruction begins with, whatever its text."""
+        contents: list[dict[str, str]] = [{"type": "text", "text": text} for text in ("a", "1")] + [{"type": "image"}]
+        prompts = [self.tokenizer(self.render(instruction, [content]))["input_ids"] for content in contents]
+        same = [len(set(tokens)) == 1 for tokens in zip(*prompts, strict=False)]
+        return list(prompts[0][: same.index(False)])
+
     def load_model(self) -> Qwen3VLModel:
         """Load the weights in float32, without the language head."""
         loaded: Any = Qwen3VLForConditionalGeneration.from_pretrained(

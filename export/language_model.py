@@ -1,7 +1,8 @@
 """The text tower of Qwen3-VL over packed items, restated so that it can be traced.
 
 Same weights, same mathematics as `Qwen3VLTextModel`. Different: items are concatenated, never padded; visual tokens are
-put in place by counting `<|image_pad|>`; the last layer and the final norm run at each item's last token only.
+put in place by counting `<|image_pad|>`; the last layer and the final norm run at each item's last token only; tokens
+whose keys and values are known beforehand are left out (see `prefixes`).
 
 Letters: n items, T tokens, V visual tokens, C = 1 + DeepStack features, D hidden size, H query heads, K key heads, h
 head size, R requests.
@@ -9,6 +10,7 @@ head size, R requests.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +18,8 @@ from torch import nn
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 from .operators import Operators, Rotary
-from .packing import Segments, count_per_segment, find_segments, nan_where, none_empty
+from .packing import Segments, count_per_segment, find_segments, nan_where, none_empty, starts_of
+from .prefixes import KeysAndValues, Prefixes
 
 
 class LanguageModel(nn.Module):
@@ -47,6 +50,26 @@ class LanguageModel(nn.Module):
             if index:
                 axis[index : section * 3 : 3] = index
         self.register_buffer("axis", axis, persistent=False)
+        self.prefixes: Prefixes | None = None
+        self.known = nn.ParameterList()  # keys and values of the prefixes (S, K, h) at each layer
+
+    def know(self, beginnings: Sequence[Sequence[int]]) -> None:
+        """Compute the keys and values of token sequences that items begin with, once and for all."""
+        if not any(beginnings):
+            return
+        prefixes = Prefixes(beginnings)
+        lengths = prefixes.lengths[1:]
+        positions = torch.cat([torch.arange(length) for length in lengths.tolist()])
+        with torch.no_grad():
+            rotary = self._rotary(positions[:, None].expand(-1, 3))
+            x = self.embed_tokens(torch.cat([torch.tensor(tokens) for tokens in prefixes.beginnings[1:]]))
+            for layer in self.layers:
+                normed = self.operators.rms_norm(layer.input_layernorm, x)
+                states = self._keys_and_values(layer.self_attn, normed, rotary)
+                self.known.extend(nn.Parameter(state, requires_grad=False) for state in states)
+                x = x + self._attention(layer.self_attn, normed, rotary, states, lengths, lengths)
+                x = x + self._mlp(layer.mlp, self.operators.rms_norm(layer.post_attention_layernorm, x))
+        self.prefixes = prefixes
 
     def forward(
         self,
@@ -95,24 +118,44 @@ class LanguageModel(nn.Module):
         filled = none_empty(input_ids_offsets, position_ids_offsets, lengths_offsets, image_embeds_offsets)
         consistent = segments.consistent & positions_fit & visuals_fit & (unknown == 0) & filled
 
+        input_ids = torch.where(known, input_ids, torch.zeros_like(input_ids))
         features = image_embeds.to(self.norm.weight.dtype).view(-1, self.num_features, self.hidden_size)
-        x = self.embed_tokens(torch.where(known, input_ids, torch.zeros_like(input_ids)))  # (T, D)
+        lengths, sources = segments.lengths, None
+        if self.prefixes:
+            number = self.prefixes.find(input_ids, positions, segments)
+            rows, lengths, sources = self.prefixes.leave_out(number, segments, input_ids.shape[0])
+            input_ids, positions, is_visual, visual = (
+                tensor[rows] for tensor in (input_ids, positions, is_visual, visual)
+            )
+        x = self.embed_tokens(input_ids)  # (T, D)
         x = torch.where(is_visual[:, None], features[:, 0][visual], x)
-        rotary = self.operators.rotary(positions[:, self.axis].float() * self.inv_freq, x.dtype)
-        last = (segments.starts + segments.lengths - 1).clamp(min=0)  # (n,)
+        deepstack = torch.cat([features[:, 1:], torch.zeros_like(features[:1, 1:])])  # with a row for other tokens
+        visual = torch.where(is_visual, visual, features.shape[0])
+        rotary = self._rotary(positions)
+        last = (starts_of(lengths) + lengths - 1).clamp(min=0)  # (n,)
         norms = [*(layer.input_layernorm for layer in self.layers), self.norm]
         normed = self.operators.rms_norm(norms[0], x)
         for index, layer in enumerate(self.layers):
             is_last = index == len(self.layers) - 1
-            attended = self._attention(layer.self_attn, normed, rotary, segments.lengths, last if is_last else None)
+            states = self._keys_and_values(layer.self_attn, normed, rotary)
+            if sources is not None:
+                known_key, known_value = self.known[2 * index : 2 * index + 2]
+                key, value = states
+                states = torch.cat([known_key, key])[sources], torch.cat([known_value, value])[sources]
+            attended = self._attention(
+                layer.self_attn, normed, rotary, states, lengths, segments.lengths, last if is_last else None
+            )
             x = x[last] if is_last else x
             normed, x = self.operators.add_rms_norm(layer.post_attention_layernorm, x, attended)
             added = self._mlp(layer.mlp, normed)
             if index + 1 < self.num_features and not is_last:  # DeepStack feature j goes in after decoder layer j
                 x = x + added
-                added = torch.where(is_visual[:, None], features[:, index + 1][visual], torch.zeros((), dtype=x.dtype))
+                added = deepstack[:, index][visual]
             normed, x = self.operators.add_rms_norm(norms[index + 1], x, added)
         return nan_where(normed.float(), ~consistent[segments.request_of_item])
+
+    def _rotary(self, positions: torch.Tensor) -> Rotary:
+        return self.operators.rotary(positions[:, self.axis].float() * self.inv_freq, self.norm.weight.dtype)
 
     def _mlp(self, mlp: Any, x: torch.Tensor) -> torch.Tensor:
         projected: torch.Tensor = mlp.down_proj(self.operators.silu_mul(mlp.gate_proj(x), mlp.up_proj(x)))
@@ -140,20 +183,31 @@ class LanguageModel(nn.Module):
         index = torch.minimum(index, own[request + 1] - 1)
         return index, count_per_segment(counts, token_offsets) == own.diff()
 
+    def _keys_and_values(self, attention: Any, x: torch.Tensor, rotary: Rotary) -> KeysAndValues:
+        """Return those of each token, (T, K, h) each."""
+        key = attention.k_proj(x).unflatten(1, (-1, self.head_dim))
+        value = attention.v_proj(x).unflatten(1, (-1, self.head_dim))
+        return self.operators.rotate(self.operators.rms_norm(attention.k_norm, key), rotary), value
+
     def _attention(
-        self, attention: Any, x: torch.Tensor, rotary: Rotary, lengths: torch.Tensor, last: torch.Tensor | None
+        self,
+        attention: Any,
+        x: torch.Tensor,
+        rotary: Rotary,
+        states: KeysAndValues,
+        lengths: torch.Tensor,
+        key_lengths: torch.Tensor,
+        last: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attend causally; with `last`, only from each item's last token, which sees the whole item."""
-        key = attention.k_proj(x).view(x.shape[0], -1, self.head_dim)  # (T, K, h)
-        key = self.operators.rotate(self.operators.rms_norm(attention.k_norm, key), rotary)
-        value = attention.v_proj(x).view(x.shape[0], -1, self.head_dim)  # (T, K, h)
         prune = last is not None and self.operators.attends_from_some
         if prune:
             x, rotary = x[last], (rotary[0][last], rotary[1][last])
-        query = attention.q_proj(x).view(x.shape[0], -1, self.head_dim)  # (T or n, H, h)
+            lengths = torch.ones_like(lengths)
+        query = attention.q_proj(x).unflatten(1, (-1, self.head_dim))  # (T or n, H, h)
         query = self.operators.rotate(self.operators.rms_norm(attention.q_norm, query), rotary)
         attended = torch.ops.vlembed.packed_attention(
-            query, key, value, torch.ones_like(lengths) if prune else lengths, lengths, not prune, attention.scaling
+            query, *states, lengths, key_lengths, True, attention.scaling
         )  # (T or n, H, h)
         if last is not None and not prune:
             attended = attended[last]

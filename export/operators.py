@@ -8,7 +8,6 @@ Letters: T tokens or patches, A heads, h head size, D hidden size, I intermediat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ class Operators:
     def add_rms_norm(self, norm: Any, x: torch.Tensor, added: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the norm of a sum (T, D), and the sum."""
         x = x + added
-        return norm(x), x
+        return self.rms_norm(norm, x), x
 
     def add_layer_norm(self, norm: Any, x: torch.Tensor, added: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the norm of a sum (T, D), and the sum."""
@@ -57,26 +56,12 @@ class Operators:
 class FusedOperators(Operators):
     """ONNX Runtime's fused operators where they are traced, torch's own where they run."""
 
-    attends_from_some = False
-
     def rms_norm(self, norm: Any, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last dimension of x by its root mean square."""
         if not torch.compiler.is_exporting():
             return super().rms_norm(norm, x)
         attributes = {"axis": -1, "epsilon": norm.variance_epsilon, "stash_type": 1}
-        return _symbolic("SimplifiedLayerNormalization", [x, norm.weight], attributes, x.shape)
-
-    def add_rms_norm(self, norm: Any, x: torch.Tensor, added: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the norm of a sum (T, D), and the sum."""
-        if not torch.compiler.is_exporting():
-            return super().add_rms_norm(norm, x, added)
-        return _add_norm("SkipSimplifiedLayerNormalization", [added, x, norm.weight], norm.variance_epsilon)
-
-    def add_layer_norm(self, norm: Any, x: torch.Tensor, added: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the norm of a sum (T, D), and the sum."""
-        if not torch.compiler.is_exporting():
-            return super().add_layer_norm(norm, x, added)
-        return _add_norm("SkipLayerNormalization", [added, x, norm.weight, norm.bias], norm.eps)
+        return symbolic("SimplifiedLayerNormalization", [x, norm.weight], attributes, x.shape)
 
     def rotary(self, angles: torch.Tensor, dtype: torch.dtype) -> Rotary:
         """Return what `rotate` takes for angles (T, h / 2)."""
@@ -91,7 +76,7 @@ class FusedOperators(Operators):
         flat = x.reshape(1, num_tokens, num_heads * head_size)
         attributes = {"num_heads": num_heads, "rotary_embedding_dim": head_size, "interleaved": 0}
         position = torch.arange(num_tokens)[None]  # the angles are a table with a row for each token
-        return _symbolic("com.microsoft::RotaryEmbedding", [flat, position, cos, sin], attributes, flat.shape).view(
+        return symbolic("com.microsoft::RotaryEmbedding", [flat, position, cos, sin], attributes, flat.shape).view(
             x.shape
         )
 
@@ -99,13 +84,38 @@ class FusedOperators(Operators):
         """Return silu(gate) * up, (T, I)."""
         if not torch.compiler.is_exporting():
             return super().silu_mul(gate, up)
-        return _symbolic("com.microsoft::QuickGelu", [gate], {"alpha": 1.0}, gate.shape) * up
+        return symbolic("com.microsoft::QuickGelu", [gate], {"alpha": 1.0}, gate.shape) * up
 
 
-def _symbolic(
-    name: str, inputs: list[torch.Tensor], attributes: Mapping[str, float | int], shape: torch.Size
+class CudaOperators(FusedOperators):
+    """Sums with their norms, too, and attention from every token."""
+
+    attends_from_some = False
+
+    def add_rms_norm(self, norm: Any, x: torch.Tensor, added: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the norm of a sum (T, D), and the sum."""
+        if not torch.compiler.is_exporting():
+            return super().add_rms_norm(norm, x, added)
+        return _add_norm("SkipSimplifiedLayerNormalization", [added, x, norm.weight], norm.variance_epsilon)
+
+    def add_layer_norm(self, norm: Any, x: torch.Tensor, added: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the norm of a sum (T, D), and the sum."""
+        if not torch.compiler.is_exporting():
+            return super().add_layer_norm(norm, x, added)
+        return _add_norm("SkipLayerNormalization", [added, x, norm.weight, norm.bias], norm.eps)
+
+
+def symbolic(
+    name: str,
+    inputs: list[torch.Tensor],
+    attributes: dict[str, Any],
+    shape: Any,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    return torch.onnx.ops.symbolic(name, inputs, dict(attributes), dtype=inputs[0].dtype, shape=shape, version=1)
+    """Trace an operator of ONNX or of ONNX Runtime; of the type of the first input, unless `dtype` says another."""
+    return torch.onnx.ops.symbolic(
+        name, inputs, attributes, dtype=dtype or inputs[0].dtype, shape=tuple(shape), version=1
+    )
 
 
 def _add_norm(name: str, inputs: list[torch.Tensor], epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:

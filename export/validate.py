@@ -123,10 +123,13 @@ class Tower:
         self.path, self.names = path, names
         options = onnxruntime.SessionOptions()
         options.enable_mem_pattern = provider == CPU  # as in configs/cuda.pbtxt
+        if provider != CPU:
+            onnxruntime.preload_dlls(directory="")  # CUDA's libraries, where pip installed them
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=[provider])
         except Exception as error:  # onnxruntime raises half a dozen types of its own
-            raise ExportError(f"{path.name}: ONNX Runtime does not load the graph: {error}") from error
+            cure = "" if provider == CPU else f" If {provider} failed, as its log above says: ./scripts/install --gpu."
+            raise ExportError(f"{path.name}: ONNX Runtime does not load the graph: {error}{cure}") from error
         wanted = [*names, *(f"{name}_offsets" for name in names)]
         found = [tensor.name for tensor in self.session.get_inputs()]
         if found != wanted or [tensor.name for tensor in self.session.get_outputs()] != [output]:
@@ -134,7 +137,10 @@ class Tower:
 
     def run(self, requests: list[Request]) -> Array:
         """Run one dynamic batch, the requests laid end to end."""
-        return np.asarray(self.session.run(None, lay_out(requests))[0])
+        try:
+            return np.asarray(self.session.run(None, lay_out(requests))[0])
+        except Exception as error:  # as above; a GPU that is too old, or too small
+            raise ExportError(f"{self.path.name}: ONNX Runtime does not run the graph: {error}") from error
 
 
 def runs_here(variant: Variant) -> bool:

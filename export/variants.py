@@ -10,7 +10,7 @@ import torch
 
 from .attention import fused_attention, looped_attention
 from .checkpoint import ExportError
-from .operators import FusedOperators, Operators
+from .operators import CudaOperators, FusedOperators, Operators
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ VARIANTS = {
             "model.onnx",
             FP32,
             (FP32,),
-            opset=18,  # with IR 10: every ONNX Runtime since 1.17 and every Triton container since 24.03 loads it
+            opset=20,  # with IR 10: every ONNX Runtime since 1.17 and every Triton container since 24.03 loads it
             provider="CPUExecutionProvider",
-            operators=Operators(),
+            operators=FusedOperators(),
             attention=looped_attention,
         ),
         Variant(
@@ -60,7 +60,7 @@ VARIANTS = {
             (BF16,),
             opset=20,  # the first with Gelu
             provider="CUDAExecutionProvider",
-            operators=FusedOperators(),
+            operators=CudaOperators(),
             attention=fused_attention,
         ),
     )

@@ -21,6 +21,20 @@ from .packing import find_segments, nan_where, none_empty, segment_index
 
 MERGE = 2
 PATCHES_PER_TOKEN = MERGE * MERGE
+PATCH_VALUES = 3 * 2 * 16 * 16  # channels, frames, rows, columns
+
+
+class PatchEmbedding(nn.Module):
+    """The Conv3d of uint8 pixels, as a matrix product; pixels come to it as -1 ... 1."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)  # (E, 1536), (E,)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Embed uint8 patches (P, 1536) as (P, E)."""
+        values = (pixels.float() / 127.5 - 1).to(self.weight.dtype)
+        return values @ self.weight.T + self.bias
 
 
 class VisionEncoder(nn.Module):
@@ -43,8 +57,7 @@ class VisionEncoder(nn.Module):
         self.side = model.num_grid_per_side  # of the square table of learned positions
         self.register_buffer("positions", model.pos_embed.weight.detach().float(), persistent=False)  # (side * side, E)
         projection: Any = model.patch_embed.proj
-        self.patch_weight = nn.Parameter(projection.weight.detach().flatten(1))  # (E, 1536)
-        self.patch_bias = projection.bias
+        self.patch_embedding = PatchEmbedding(projection.weight.detach().flatten(1), projection.bias)
         self.register_buffer("inv_freq", model.rotary_pos_emb.inv_freq.float(), persistent=False)  # (h / 4,)
 
     def forward(
@@ -70,7 +83,7 @@ class VisionEncoder(nn.Module):
             Main features, then the DeepStack features; NaN for a request whose grids do not fit its patches,
             and for every request where one has no patches or no grids.
         """
-        tokens = patches.view(-1, PATCHES_PER_TOKEN * self.patch_weight.shape[1])  # (V, 6144)
+        tokens = patches.view(-1, PATCHES_PER_TOKEN * PATCH_VALUES)  # (V, 6144)
         num_tokens = tokens.shape[0]
         pixels = tokens.view(num_tokens * PATCHES_PER_TOKEN, -1)  # (P, 1536)
         time, height, width = grid_thw.to(torch.int64).view(-1, 3).unbind(1)
@@ -90,8 +103,7 @@ class VisionEncoder(nn.Module):
         image = segment_index(segments.starts, num_tokens)  # (V,)
         row, column = self._patch_grid(segments.starts[image], width[image])  # (P,)
         image_of_patch = image.repeat_interleave(PATCHES_PER_TOKEN)
-        pixels = (pixels.float() / 127.5 - 1).to(self.patch_weight.dtype)
-        x = pixels @ self.patch_weight.T + self.patch_bias  # (P, E)
+        x = self.patch_embedding(pixels)  # (P, E)
         x = x + self._learned_positions(row, column, height[image_of_patch], width[image_of_patch]).to(x.dtype)
         angles = torch.cat([row[:, None] * self.inv_freq, column[:, None] * self.inv_freq], dim=1)  # (P, h / 2)
         rotary = self.operators.rotary(angles, x.dtype)

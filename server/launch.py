@@ -9,8 +9,10 @@ import urllib.request
 from http.client import HTTPException
 
 from .errors import ServerStartError
+from .gpu import check_gpus
+from .locate import find_server
 from .process import HTTP, TritonProcess
-from .repository import check_repository
+from .repository import check_repository, needs_gpu
 
 CANARY_TEXT = "A canary sings."
 CANARY_TIMEOUT_S = 300.0  # the first request pays for lazy allocations
@@ -28,6 +30,8 @@ class TritonServer(TritonProcess):
     def __enter__(self) -> TritonServer:
         """Start the server; return when it has embedded a text."""
         check_repository(self.repository, self.model_config_name)
+        if needs_gpu(self.repository, self.model_config_name):
+            check_gpus(find_server())
         super().__enter__()
         try:
             self._embed_canary()

@@ -143,6 +143,8 @@ class TritonProcess:
         region_prefix = f"vlembed_{uuid4().hex[:12]}_"
         command = [str(server.executable), *self._flags(region_prefix)]
         environment = {"ORT_DISABLE_TELEMETRY": "1", **os.environ}  # it would keep files in the user's folders
+        # The Python processes take their packages from the first python3 on PATH.
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         if isinstance(server, WheelServer):
             folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vlembed-backends-")))
             assemble(server, folder)
@@ -222,9 +224,8 @@ class TritonProcess:
 def _wheel_environment(server: WheelServer) -> dict[str, str]:
     folders = [str(folder) for folder in server.library_folders]
     environment = {
-        "LD_LIBRARY_PATH": os.pathsep.join([*folders, os.environ.get("LD_LIBRARY_PATH", "")]).rstrip(os.pathsep),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-    }  # the stub takes its packages from the first python3 on PATH
+        "LD_LIBRARY_PATH": os.pathsep.join([*folders, os.environ.get("LD_LIBRARY_PATH", "")]).rstrip(os.pathsep)
+    }
     if not server.sees_gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ""  # so that KIND_AUTO means CPU
     return environment

@@ -11,6 +11,11 @@ MAX_LINES = 10_000
 MAX_FAILURE_LINES = 20
 LOAD_FAILURE = re.compile(r"""failed to load '([^']+)' version \d+: (.*?)"?$""")
 ERROR_LINE = re.compile(r"^(E\d{4} |error: )")
+OLD_ONNXRUNTIME = re.compile(r"com\.microsoft::PagedAttention.* has input size \d+ not in range")
+ONNXRUNTIME_CURE = (
+    "The CUDA variant needs ONNX Runtime 1.29 or newer, and this server's is older. Use a newer container, or "
+    "./scripts/install --gpu and the server of the wheel."
+)
 HARMLESS = "CudaDriverHelper"  # an E-line of every start without a GPU
 
 
@@ -64,7 +69,8 @@ def find_failure(log: str) -> str:
     lines = log.splitlines()
     failures = {match[1]: _unescape(match[2]) for line in lines if (match := LOAD_FAILURE.search(line))}
     if failures:
-        return "\n".join(f"{model}: {reason}" for model, reason in failures.items())
+        cure = [ONNXRUNTIME_CURE] if any(OLD_ONNXRUNTIME.search(reason) for reason in failures.values()) else []
+        return "\n".join([*(f"{model}: {reason}" for model, reason in failures.items()), *cure])
     errors = [line for line in lines if ERROR_LINE.match(line) and HARMLESS not in line]
     return "\n".join((errors or lines)[-MAX_FAILURE_LINES:])
 

@@ -1,7 +1,7 @@
 """Sweep NVIDIA's perf_analyzer over the public models of a repository and each of their steps.
 
-`embed_text` gets the 32 requests of embed_text.json, `embed` and `preprocess` packs of text and real JPEGs, and the other
-steps the tensors that those make on their way. Options after `--` go to perf_analyzer as they are.
+`embed_text` gets the 32 requests of embed_text.json, `embed` and `preprocess` packs of texts and JPEGs, and the other
+steps the tensors that such packs become. Options after `--` go to perf_analyzer as they are.
 
     ./scripts/benchmark perf_analyzer --repository DIR --output DIR -- --concurrency-range 1:8:2
 
@@ -123,7 +123,9 @@ def write_input(requests: Iterator[Request], path: Path) -> None:
     path.write_text(json.dumps({"data": data}), encoding="utf-8")
 
 
-def sweep(binary: Path, model: str, url: str, input_data: Path, table: Path, options: list[str]) -> list[dict[str, str]]:
+def sweep(
+    binary: Path, model: str, url: str, input_data: Path, table: Path, options: list[str]
+) -> list[dict[str, str]]:
     """Run perf_analyzer on one model and return the rows of its table.
 
     Raises

@@ -109,14 +109,20 @@ def served(client: EmbeddingClient, requests: list[list[str]], concurrency: int)
     return work
 
 
-def without_batching(repository: Path, folder: Path) -> Path:
-    """Return a copy of a repository whose configs lack dynamic batching; the weights are linked."""
+def with_configs(repository: Path, folder: Path, configs: dict[str, str]) -> Path:
+    """Return a copy of a repository with other configs of some models; the weights are linked."""
     copy = Path(shutil.copytree(repository, folder / "repository", copy_function=lambda a, b: Path(b).symlink_to(a)))
-    for config in copy.glob("*/config.pbtxt"):
-        text = re.sub(r"^dynamic_batching.*\n", "", config.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        config.unlink()
-        config.write_text(text, encoding="utf-8")
+    for model, text in configs.items():
+        path = copy / model / "config.pbtxt"
+        path.unlink()
+        path.write_text(text, encoding="utf-8")
     return copy
+
+
+def without_batching(repository: Path) -> dict[str, str]:
+    """Return the configs of a repository without dynamic batching."""
+    texts = {path.parent.name: path.read_text(encoding="utf-8") for path in repository.glob("*/config.pbtxt")}
+    return {model: re.sub(r"^dynamic_batching.*\n", "", text, flags=re.MULTILINE) for model, text in texts.items()}
 
 
 def main() -> None:
@@ -150,7 +156,7 @@ def main() -> None:
         )
     with (
         tempfile.TemporaryDirectory() as folder,
-        TritonServer(without_batching(repository, Path(folder))) as server,
+        TritonServer(with_configs(repository, Path(folder), without_batching(repository))) as server,
         EmbeddingClient(server.grpc_url) as client,
     ):
         plain = rates(

@@ -88,7 +88,9 @@ def make_items(workload: str, num_items: int, seed: int = 0) -> list[Item]:
         "images of 1024 px": lambda: ("", image(1024)),
         "text with image": lambda: (text(1, 2), image(512)),
     }
-    kinds = generator.choice(list(MIX), num_items, p=list(MIX.values())) if workload == "mix" else [workload] * num_items
+    kinds = (
+        generator.choice(list(MIX), num_items, p=list(MIX.values())) if workload == "mix" else [workload] * num_items
+    )
     return [make[kind]() for kind in kinds]
 
 
@@ -102,7 +104,7 @@ def poisson_arrivals(rate: float, seconds: float, seed: int = 0) -> npt.NDArray[
     generator = np.random.default_rng(seed)
     gaps = generator.exponential(1 / rate, max(1, int(2 * rate * seconds + 50)))
     times = np.cumsum(gaps)
-    return times[: max(1, int(np.searchsorted(times, seconds)))]
+    return np.asarray(times[: max(1, int(np.searchsorted(times, seconds)))])
 
 
 def main() -> None:

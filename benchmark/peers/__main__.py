@@ -28,7 +28,7 @@ from ..plot import plot
 from ..report import ROOT, cpu_flags, report
 from ..workload import NUM_ITEMS, make_items
 from .comparison import SERVED_PEERS, SYSTEMS, Comparison, say
-from .systems import SentenceTransformers, Setup, SystemFailedError
+from .systems import PeerProcess, SentenceTransformers, Setup, SystemFailedError
 
 NOT_TO_BE_HAD = {
     "text-embeddings-inference": "not in PyPI, published as containers and source; and it has no vision tower"
@@ -36,7 +36,7 @@ NOT_TO_BE_HAD = {
 
 
 def make_models(cache: Path, layers: int, precision: str | None) -> tuple[Path, Path]:
-    """Return the checkpoint and its repository, made once, each by a process that gives its memory back."""
+    """Return the checkpoint, made once, and its repository, made anew; each by a process that gives its memory back."""
     size = f"{layers}-layers" if layers else "full"
     checkpoint, repository = cache / f"random-2b-{size}", cache / f"repository-{size}-{precision or 'default'}"
     if not checkpoint.exists():
@@ -44,9 +44,8 @@ def make_models(cache: Path, layers: int, precision: str | None) -> tuple[Path, 
         _run("benchmark.peers.checkpoint", "--layers", str(layers), "--output", str(unfinished))
         Path(f"{unfinished}-text").rename(f"{checkpoint}-text")
         unfinished.rename(checkpoint)
-    if not repository.exists():
-        options = ["--precision", precision] if precision else []
-        _run("export", "--checkpoint", str(checkpoint), "--output", str(repository), *options)
+    options = ["--precision", precision] if precision else []
+    _run("export", "--checkpoint", str(checkpoint), "--output", str(repository), "--overwrite", *options)
     return checkpoint, repository
 
 
@@ -71,6 +70,7 @@ def main() -> int:
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="share that a ratio may fall by")
     arguments = parser.parse_args()
     started = time.monotonic()
+    peers: tuple[type[PeerProcess], ...] = (SentenceTransformers, *SERVED_PEERS)
     arguments.cache.mkdir(parents=True, exist_ok=True)
     checkpoint, repository = make_models(arguments.cache.resolve(), arguments.layers, arguments.precision)
     comparison = Comparison(
@@ -106,7 +106,7 @@ def main() -> int:
         settings=comparison.settings,
         failed=comparison.failed,
         versions={name: version(name) for name in ("onnxruntime", "nvidia-pytriton", "tritonclient")}
-        | {peer.requirements: versions(peer.requirements) for peer in (SentenceTransformers, *SERVED_PEERS)},
+        | {peer.requirements: versions(peer.requirements) for peer in peers},
         minutes=round((time.monotonic() - started) / 60, 1),
     )
     if arguments.output:

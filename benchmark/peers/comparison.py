@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from ..environments import InstallError
 from ..workload import Item, poisson_arrivals
 from .measure import Point, latency_ms, online, rate
@@ -198,7 +196,9 @@ class Comparison:
         """Return throughput and p99, in ms, of each system in the order of the rates that were offered."""
         found: dict[str, list[tuple[float, float]]] = {}
         for (_, name), points in sorted(self.points.items()):
-            middle = [statistics.median(getattr(point, column) for point in points) for column in ("throughput", "p99_ms")]
+            middle = [
+                statistics.median(getattr(point, column) for point in points) for column in ("throughput", "p99_ms")
+            ]
             found.setdefault(name, []).append((middle[0], middle[1]))
         return found
 

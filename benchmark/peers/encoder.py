@@ -41,17 +41,21 @@ def settings() -> Settings:
     return Settings(**json.loads(os.environ["PEER_SETTINGS"]))
 
 
-class ImageProcessor(Qwen3VLProcessor):
+class Processor(Qwen3VLProcessor):
     """Qwen3-VL's processor without video, which needs torchvision."""
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
         """Let the video processor be None."""
-        return None if argument is None else super().check_argument_for_proper_class(argument_name, argument)
+        return None if argument is None else super().check_argument_for_proper_class(argument_name, argument)  # type: ignore[no-untyped-call]
 
-    @classmethod
-    def from_pretrained(cls, name: str, **options: Any) -> ImageProcessor:
+
+class AutoProcessor:
+    """What sentence-transformers finds in place of transformers' class, which asks for torchvision."""
+
+    @staticmethod
+    def from_pretrained(name: str, **options: Any) -> Processor:
         """Put the processor together out of a checkpoint's files, with the image processor that runs on Pillow."""
-        return cls(
+        return Processor(  # type: ignore[no-untyped-call]
             image_processor=Qwen2VLImageProcessorPil.from_pretrained(name),
             tokenizer=AutoTokenizer.from_pretrained(name, trust_remote_code=False),
             chat_template=(Path(name) / "chat_template.jinja").read_text(encoding="utf-8"),
@@ -63,7 +67,7 @@ class Encoder:
 
     def __init__(self, settings: Settings) -> None:
         torch.set_num_threads(os.cpu_count() or 1)
-        modules.AutoProcessor = ImageProcessor  # it cannot be handed in, and AutoProcessor asks for torchvision
+        modules.AutoProcessor = AutoProcessor  # a processor cannot be handed in
         self.batch_size = settings.batch_size
         self.model = SentenceTransformer(
             settings.checkpoint, device="cpu", model_kwargs={"dtype": DTYPES[settings.dtype]}
@@ -84,7 +88,7 @@ def _input(text: str, image: bytes) -> Any:
     if not image:
         return text
     opened = Image.open(io.BytesIO(image)).convert("RGB")
-    return {"text": text, "image": opened} if text else opened
+    return {"image": opened, "text": text} if text else opened  # in the order of the official script
 
 
 def from_json(message: dict[str, str]) -> Item:

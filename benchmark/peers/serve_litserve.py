@@ -45,9 +45,7 @@ def main() -> None:
     options = settings()
     api = Api(max_batch_size=options.batch_size, batch_timeout=BATCH_TIMEOUT_S, api_path="/embed")
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=False)
-    server.run(
-        host="127.0.0.1", port=options.port, num_api_servers=1, generate_client_file=False, log_level="warning"
-    )
+    server.run(host="127.0.0.1", port=options.port, num_api_servers=1, generate_client_file=False, log_level="warning")
 
 
 if __name__ == "__main__":

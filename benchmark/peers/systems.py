@@ -101,7 +101,7 @@ class System:
 
 
 class Ours(System):
-    """This project, served by Triton, through its client."""
+    """What this project serves on Triton, through its client."""
 
     name = "vlembed"
 
@@ -136,14 +136,14 @@ class OursInProcess(System):
         self.made: dict[tuple[Item, ...], list[Batch]] = {}
 
     def embed(self, items: list[Item]) -> Vectors:
-        """Run the packs that the server would get, as many in a batch as are in flight there; made by the first call."""
+        """Run the packs that the server would get, as many at a time as are in flight there; made once."""
         key = tuple(items)
         if key not in self.made:
             packs = split(items)
             parts = [packs[i : i + PACKS_IN_FLIGHT] for i in range(0, len(packs), PACKS_IN_FLIGHT)]
             self.made[key] = [self.towers.batch(part) for part in parts]
         pooled = np.concatenate([self.towers.pooled(batch) for batch in self.made[key]])
-        return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+        return np.asarray(pooled / np.linalg.norm(pooled, axis=1, keepdims=True))
 
 
 class PeerProcess(System):
@@ -281,18 +281,19 @@ class HttpPeer(PeerProcess):
 
     def _post(self, message: dict[str, Any]) -> Any:
         """Send over this thread's connection, kept open."""
-        connection = getattr(self.local, "connection", None)
-        if connection is None:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_TIMEOUT_S)
+        kept = getattr(self.local, "connection", None)
+        for connection in ([kept] if kept else []) + [http.client.HTTPConnection("127.0.0.1", self.port)]:
+            try:
+                connection.request("POST", self.path, json.dumps(message), {"Content-Type": "application/json"})
+                answer = connection.getresponse()
+                body = answer.read()
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                if connection is not kept:  # servers close a connection that was idle for some seconds
+                    raise ConnectionError(f"{self.name}: {error!r}") from error
+                continue
             self.local.connection = connection
-        try:
-            connection.request("POST", self.path, json.dumps(message), {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            body = answer.read()
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
-            self.local.connection = None
-            raise ConnectionError(f"{self.name}: {error!r}") from error
+            break
         if answer.status != 200:
             raise SystemFailedError(f"{self.name} answered {answer.status}: {body[:200].decode(errors='replace')}")
         return json.loads(body)

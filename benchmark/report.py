@@ -49,6 +49,16 @@ def report(name: str, rows: dict[str, Any], **settings: Any) -> dict[str, Any]:
     return whole
 
 
+def markdown(rows: dict[str, float], columns: list[str]) -> str:
+    """Return a table as README has it: rows named `what: column` become a line `what` with a cell for each column."""
+    lines = [["", *columns], ["---"] * (len(columns) + 1)]
+    for what in dict.fromkeys(name.rpartition(": ")[0] for name in rows):
+        cells = [rows.get(f"{what}: {column}") for column in columns]
+        if any(cell is not None for cell in cells):
+            lines.append([what, *("–" if cell is None else f"{cell:,.2f}" for cell in cells)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def cpu_flags() -> list[str]:
     """Return which of the instructions that decide the speed of matrix products this processor has."""
     known = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16"}

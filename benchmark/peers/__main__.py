@@ -25,11 +25,19 @@ from .. import preprocess
 from ..environments import InstallError, python_of, versions
 from ..gate import TOLERANCE, worse
 from ..plot import plot
-from ..report import ROOT, cpu_flags, report
+from ..report import ROOT, cpu_flags, markdown, report
 from ..workload import NUM_ITEMS, make_items
 from .comparison import SERVED_PEERS, SYSTEMS, Comparison, say
 from .systems import PeerProcess, SentenceTransformers, Setup, SystemFailedError
 
+COLUMNS = [  # of the table for README
+    "vlembed, items/s",
+    "sentence-transformers bf16, items/s",
+    "sentence-transformers fp32, items/s",
+    "vlembed / sentence-transformers",
+    "vlembed / best server of the others",
+    "served / in process",
+]
 NOT_TO_BE_HAD = {
     "text-embeddings-inference": "not in PyPI, published as containers and source; and it has no vision tower"
 }
@@ -109,6 +117,7 @@ def main() -> int:
         | {peer.requirements: versions(peer.requirements) for peer in peers},
         minutes=round((time.monotonic() - started) / 60, 1),
     )
+    say(markdown(rows, COLUMNS))
     if arguments.output:
         arguments.output.write_text(json.dumps(whole, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         if lines := comparison.lines():

@@ -9,7 +9,11 @@ from .encoder import Encoder, from_json, settings, to_json
 MAX_LATENCY_MS = 600_000  # beyond it requests are refused, which would flatter the rest
 
 
-@bentoml.service(workers=1, traffic={"timeout": 600, "max_concurrency": 10_000})
+@bentoml.service(
+    workers=1,
+    traffic={"timeout": 600, "max_concurrency": 10_000},
+    logging={"access": {"enabled": False}},
+)
 class Embedder:
     """The model in one worker process."""
 

@@ -95,6 +95,9 @@ class System:
         """Return unit vectors (n, D); threads may call it at the same time."""
         raise NotImplementedError
 
+    def prepare(self, items: list[Item]) -> None:
+        """Do what embedding these items shall not be charged for."""
+
     def can(self, items: list[Item]) -> bool:
         """Tell whether the system takes these items."""
         return self.has_images or is_text(items)
@@ -135,14 +138,17 @@ class OursInProcess(System):
         cleanup.callback(self.__dict__.pop, "towers")
         self.made: dict[tuple[Item, ...], list[Batch]] = {}
 
-    def embed(self, items: list[Item]) -> Vectors:
-        """Run the packs that the server would get, as many at a time as are in flight there; made once."""
-        key = tuple(items)
-        if key not in self.made:
+    def prepare(self, items: list[Item]) -> None:
+        """Preprocess."""
+        if tuple(items) not in self.made:
             packs = split(items)
             parts = [packs[i : i + PACKS_IN_FLIGHT] for i in range(0, len(packs), PACKS_IN_FLIGHT)]
-            self.made[key] = [self.towers.batch(part) for part in parts]
-        pooled = np.concatenate([self.towers.pooled(batch) for batch in self.made[key]])
+            self.made[tuple(items)] = [self.towers.batch(part) for part in parts]
+
+    def embed(self, items: list[Item]) -> Vectors:
+        """Run the packs that the server would get, as many at a time as are in flight there."""
+        self.prepare(items)
+        pooled = np.concatenate([self.towers.pooled(batch) for batch in self.made[tuple(items)]])
         return np.asarray(pooled / np.linalg.norm(pooled, axis=1, keepdims=True))
 
 

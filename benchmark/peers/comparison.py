@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from ..environments import InstallError
 from ..workload import Item, poisson_arrivals
 from .measure import Point, latency_ms, online, rate

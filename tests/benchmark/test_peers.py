@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmark.environments import InstallError, pins, python_of
-from benchmark.peers.comparison import IN_PROCESS, LIBRARY, OURS, REFERENCE, SERVED_PEERS, Comparison
-from benchmark.peers.systems import Setup, split
-from benchmark.workload import make_items
+from benchmark.peers.comparison import IN_PROCESS, LIBRARY, OURS, REFERENCE, SERVED_PEERS, SYSTEMS, Comparison
+from benchmark.peers.systems import Setup, System, split
+from benchmark.workload import Item, make_items
 from tests.conftest import DEMONSTRATION
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +60,39 @@ def test_offline(setup: Setup) -> None:
         assert f"{workload}: vlembed / best server of the others" not in rows
     comparison.round()
     assert all(len(taken) == 2 for taken in comparison.rates.values())
+
+
+class Constant(System):
+    """Answers every item with the same vector."""
+
+    name = "constant"
+    vector: tuple[float, float]
+
+    def _start(self, cleanup: ExitStack) -> None:
+        pass
+
+    def embed(self, items: list[Item]) -> np.ndarray:
+        return np.array([self.vector] * len(items), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("vector", "is_left_out"),
+    [((1.0, 0.0), False), ((0.99, 0.141), False), ((0.0, 1.0), True), ((float("nan"), 0.0), True)],
+)
+def test_what_computes_something_else_is_left_out(
+    vector: tuple[float, float], is_left_out: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Constant, "vector", vector)
+    monkeypatch.setitem(SYSTEMS, Constant.name, Constant)
+    setup = Setup(tmp_path, tmp_path, tmp_path, dtype="fp32", batch_size=1)
+    workloads = {name: make_items(name, 3) for name in ("queries", "documents")}
+    reference = {name: np.array([[1.0, 0.0]] * 3, np.float32) for name in workloads}
+    comparison = Comparison(setup, workloads, [Constant.name], seconds=0, reference=reference)
+    comparison.round()
+    comparison.round()
+    assert (Constant.name in comparison.failed) == is_left_out
+    assert [len(taken) for taken in comparison.rates.values()] == ([] if is_left_out else [2, 2])
+    assert ("queries: constant, items/s" in comparison.rows()) != is_left_out
 
 
 @pytest.mark.parametrize("name", sorted({peer.requirements for peer in SERVED_PEERS} | {"plot"}))

@@ -66,7 +66,7 @@ class Constant(System):
     """Answers every item with the same vector."""
 
     name = "constant"
-    vector: tuple[float, float]
+    vector = (1.0, 0.0)
 
     def _start(self, cleanup: ExitStack) -> None:
         pass

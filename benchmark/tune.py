@@ -1,8 +1,8 @@
 """Search the settings of a repository that suit this machine, and write them into its configs.
 
 Instances, threads, batch bounds and queue delays of each model are tried one after the other, each with the best of
-those before it, under many clients that send one item at a time. A value is taken if it is better by more than noise.
-The configs are written only if all of them together are better than before.
+those before it. The present settings and a candidate are served at once and work in turns. A value is taken if it is
+better by more than noise. The configs are written only if all of them together are better than before.
 
     ./scripts/benchmark tune --repository DIR
 """
@@ -16,13 +16,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
@@ -38,6 +38,7 @@ from .workload import NUM_ITEMS, Item, make_items
 MIN_GAIN = 1.03  # that a value has to bring: runs in a row differ by a few per cent
 CORES = os.cpu_count() or 1
 THREADS = "intra_op_thread_count"
+TIMEOUT_S = 600.0  # of a request
 
 
 @dataclass(frozen=True)
@@ -112,43 +113,40 @@ def parse(text: str) -> Any:
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
-@dataclass(frozen=True)
-class Score:
-    """What a configuration is worth."""
-
-    throughput: float  # items/s of many clients
-    latency_ms: float  # median of one client
-
-    def gain_over(self, other: Score, objective: str) -> float:
-        """Return how many times better this is."""
-        if objective == "latency":
-            return other.latency_ms / self.latency_ms
-        return self.throughput / other.throughput
-
-
-def measure(repository: Path, items: list[Item], clients: int, rounds: int) -> Score:
-    """Serve a repository and return medians."""
-    requests = [ClientItem(text=text or None, image=image or None) for text, image in items]
-    rates, latencies = [], []
-    with (
-        TritonServer(repository) as server,
-        EmbeddingClient(server.grpc_url, timeout_s=600) as client,
-        ThreadPoolExecutor(clients) as pool,
-    ):
-        list(pool.map(client.embed, requests))  # warm
+def gain(
+    repository: Path, configs: Sequence[dict[str, str]], work: Callable[[EmbeddingClient], object], rounds: int
+) -> float:
+    """Return how many times faster the second of two sets of configs is; both are served at once and work in turns."""
+    taken: tuple[list[float], list[float]] = ([], [])
+    with ExitStack() as stack:
+        clients = []
+        for texts in configs:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            server = stack.enter_context(TritonServer(with_configs(repository, folder, texts)))
+            clients.append(stack.enter_context(EmbeddingClient(server.grpc_url, timeout_s=TIMEOUT_S)))
+        for client in clients:
+            work(client)  # warm
         for _ in range(rounds):
-            started = time.perf_counter()
-            list(pool.map(client.embed, requests))
-            rates.append(len(requests) / (time.perf_counter() - started))
-            for request in requests[: max(1, len(requests) // clients)]:
+            for client, times in zip(clients, taken, strict=True):
                 started = time.perf_counter()
-                client.embed(request)
-                latencies.append(1e3 * (time.perf_counter() - started))
-    return Score(statistics.median(rates), statistics.median(latencies))
+                work(client)
+                times.append(time.perf_counter() - started)
+    return statistics.median(before / after for before, after in zip(*taken, strict=True))
+
+
+def workload(objective: str, items: list[Item], num_clients: int) -> Callable[[EmbeddingClient], object]:
+    """Return what is timed: many clients at once for `throughput`, one of them for `latency`."""
+    requests = [ClientItem(text=text or None, image=image or None) for text, image in items]
+
+    def work(client: EmbeddingClient) -> None:
+        with ThreadPoolExecutor(num_clients if objective == "throughput" else 1) as pool:
+            list(pool.map(client.embed, requests))
+
+    return work
 
 
 def tune(
-    configs: dict[str, str], measure: Callable[[dict[str, str]], Score], objective: str
+    configs: dict[str, str], gain: Callable[[dict[str, str], dict[str, str]], float]
 ) -> tuple[dict[str, str], dict[str, int]]:
     """Try the knobs in turn.
 
@@ -156,10 +154,8 @@ def tune(
     ----------
     configs
         The text of the config of each model of `KNOBS`.
-    measure
-        Returns what configs are worth; a `ServerStartError` rules them out.
-    objective
-        `throughput` or `latency`.
+    gain
+        Returns how many times better its second configs are than its first; a `ServerStartError` rules them out.
 
     Returns
     -------
@@ -169,23 +165,27 @@ def tune(
     chosen: dict[str, int] = {}
     for model, knobs in KNOBS.items():
         for knob in knobs:
-            present = measure(configs)  # again for each knob: the machine may have changed
-            best, best_gain = None, MIN_GAIN
+            best, best_gain = configs, MIN_GAIN
             for value in knob.values:
                 if value == knob.read(parse(configs[model])):
                     continue
-                text = change(configs[model], knob, value)
+                candidate = {**configs, model: change(configs[model], knob, value)}
                 try:
-                    gain = measure({**configs, model: text}).gain_over(present, objective)
+                    found = gain(configs, candidate)
                 except ServerStartError as error:
-                    print(f"{model}, {knob.name} {value}: {error}", file=sys.stderr, flush=True)
+                    say(f"{model}, {knob.name} {value}: {error}")
                     continue
-                print(f"{model}, {knob.name} {value}: {gain:.2f} of the best so far", file=sys.stderr, flush=True)
-                if gain > best_gain:
-                    best, best_gain = (value, text), gain
-            if best:
-                chosen[f"{model}, {knob.name}"], configs = best[0], {**configs, model: best[1]}
+                say(f"{model}, {knob.name} {value}: {found:.2f} of the best so far")
+                if found > best_gain:
+                    best, best_gain = candidate, found
+                    chosen[f"{model}, {knob.name}"] = value
+            configs = best
     return configs, chosen
+
+
+def say(what: str) -> None:
+    """Tell how far the search is."""
+    print(what, file=sys.stderr, flush=True)
 
 
 def main() -> int:
@@ -194,37 +194,26 @@ def main() -> int:
     parser.add_argument("--repository", type=local_path, required=True, help="its configs are changed")
     parser.add_argument("--objective", choices=["throughput", "latency"], default="throughput")
     parser.add_argument("--workload", choices=NUM_ITEMS, default="mix", help="what clients send")
-    parser.add_argument("--items", type=int, default=64, help="of a round")
-    parser.add_argument("--clients", type=int, default=16, help="with a request in flight each")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--items", type=int, default=32, help="of a round")
+    parser.add_argument("--clients", type=int, default=16, help="with a request in flight each, for the throughput")
+    parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     repository = arguments.repository.resolve()
-    items = make_items(arguments.workload, arguments.items)
+    work = workload(arguments.objective, make_items(arguments.workload, arguments.items), arguments.clients)
     before = {model: (repository / model / "config.pbtxt").read_text(encoding="utf-8") for model in KNOBS}
 
-    def measured(configs: dict[str, str]) -> Score:
-        with tempfile.TemporaryDirectory() as folder:
-            copy = with_configs(repository, Path(folder), configs)
-            return measure(copy, items, arguments.clients, arguments.rounds)
+    def measured(present: dict[str, str], candidate: dict[str, str]) -> float:
+        return gain(repository, [present, candidate], work, arguments.rounds)
 
-    after, chosen = tune(before, measured, arguments.objective)
-    scores = [(measured(before), measured(after)) for _ in range(arguments.rounds)] if chosen else []
-    gain = float(np.median([new.gain_over(old, arguments.objective) for old, new in scores])) if scores else 1.0
-    rows: dict[str, Any] = dict(chosen)
-    for when, pick in (("before", 0), ("after", 1)):
-        if scores:
-            rows[f"{when}: items/s"] = statistics.median(pair[pick].throughput for pair in scores)
-            rows[f"{when}: one request, ms"] = statistics.median(pair[pick].latency_ms for pair in scores)
-    rows[f"{arguments.objective}: after / before"] = gain
-    is_better = gain >= MIN_GAIN
-    report("tune", rows, repository=repository.name, objective=arguments.objective, workload=arguments.workload,
-           written=is_better)  # fmt: skip
-    if not is_better:
-        print("note: nothing was written, for no settings are better than the present ones", file=sys.stderr)
-        return 0
-    for model, text in after.items():
-        (repository / model / "config.pbtxt").write_text(text, encoding="utf-8")
-    print(f"note: wrote the configs of {', '.join(after)} in {repository}", file=sys.stderr)
+    after, chosen = tune(before, measured)
+    total = measured(before, after) if chosen else 1.0
+    is_better = total > MIN_GAIN
+    rows = {**chosen, f"{arguments.objective}: after / before": total}
+    report("tune", rows, repository=repository.name, workload=arguments.workload, written=is_better)
+    if is_better:
+        for model, text in after.items():
+            (repository / model / "config.pbtxt").write_text(text, encoding="utf-8")
+    say(f"note: {'wrote' if is_better else 'left'} the configs of {', '.join(KNOBS)} in {repository}")
     return 0
 
 

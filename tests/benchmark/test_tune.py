@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.tune import KNOBS, THREADS, Knob, Score, change, parse, tune
+from benchmark.tune import KNOBS, MIN_GAIN, THREADS, Knob, change, parse, tune
+from benchmark.tune import gain as gain_of
 from server.errors import ServerStartError
+from vlembed import EmbeddingClient
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 CONFIGS = {model: (REPOSITORY / model / "config.pbtxt").read_text(encoding="utf-8") for model in KNOBS}
@@ -38,29 +40,47 @@ def test_a_config_of_another_style_is_refused() -> None:
         change('name: "preprocess"\ninstance_group { count: 1 }\n', instances, 2)
 
 
-def worth(configs: dict[str, str]) -> Score:
-    """Return a score that is best with two instances of the language tower and its threads at one."""
+def worth(configs: dict[str, str]) -> float:
+    """Return a value that is best with two instances of the language tower of one thread each."""
     instances, threads, *_ = KNOBS["language_model"]
     config = parse(configs["language_model"])
-    value = 100.0 + 20 * (instances.read(config) == 2) + 10 * (threads.read(config) == 1)
-    return Score(throughput=value, latency_ms=value)
+    return 100.0 + 20 * (instances.read(config) == 2) + 10 * (threads.read(config) == 1)
+
+
+def gain(present: dict[str, str], candidate: dict[str, str]) -> float:
+    return worth(candidate) / worth(present)
 
 
 def test_the_best_of_each_setting_is_kept() -> None:
-    configs, chosen = tune(CONFIGS, worth, "throughput")
+    configs, chosen = tune(CONFIGS, gain)
     assert chosen == {"language_model, instances": 2, "language_model, threads": 1}
-    assert worth(configs).throughput == 130
+    assert worth(configs) == 130
     assert configs["preprocess"] == CONFIGS["preprocess"]
 
 
-def test_latency_is_the_better_the_smaller() -> None:
-    assert tune(CONFIGS, worth, "latency") == (CONFIGS, {})
+def test_what_gains_no_more_than_noise_is_not_taken() -> None:
+    assert tune(CONFIGS, lambda present, candidate: MIN_GAIN) == (CONFIGS, {})
 
 
 def test_what_does_not_load_is_left_out() -> None:
-    def loads_only_as_it_was(configs: dict[str, str]) -> Score:
-        if configs != CONFIGS:
-            raise ServerStartError("too much memory")
-        return worth(configs)
+    def loads_only_as_it_was(present: dict[str, str], candidate: dict[str, str]) -> float:
+        raise ServerStartError("too much memory")
 
-    assert tune(CONFIGS, loads_only_as_it_was, "throughput") == (CONFIGS, {})
+    assert tune(CONFIGS, loads_only_as_it_was) == (CONFIGS, {})
+
+
+@pytest.mark.triton
+def test_two_configs_are_served_in_turns(repository: Path) -> None:
+    texts = {model: (repository / model / "config.pbtxt").read_text(encoding="utf-8") for model in KNOBS}
+    (instances,) = KNOBS["preprocess"]
+    other = {**texts, "preprocess": change(texts["preprocess"], instances, 1)}
+    seen: list[EmbeddingClient] = []
+
+    def work(client: EmbeddingClient) -> None:
+        seen.append(client)
+        client.embed(["a", "b"])
+
+    assert gain_of(repository, [texts, other], work, rounds=2) > 0
+    first, second = dict.fromkeys(seen)
+    assert seen == [first, second] * 3  # the first time to warm
+    assert (repository / "preprocess/config.pbtxt").read_text(encoding="utf-8") == texts["preprocess"]

@@ -38,9 +38,10 @@ def architecture(layers: int) -> dict[str, Any]:
 def write_text_tower(checkpoint: Path, output: Path) -> None:
     """Write the language tower of a checkpoint as a Qwen3 model that pools the last token."""
     output.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json", "1_Pooling"):
-        copy = shutil.copytree if (checkpoint / name).is_dir() else shutil.copyfile
-        copy(checkpoint / name, output / name)
+    (output / "1_Pooling").mkdir()
+    shutil.copyfile(checkpoint / "tokenizer_config.json", output / "tokenizer_config.json")
+    tokenizer = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["post_processor"] = None  # callers write the last token themselves: see PROMPT in systems.py
     tower = "model.language_model."
     weights = {
         f"model.{name.removeprefix(tower)}": tensor
@@ -51,6 +52,7 @@ def write_text_tower(checkpoint: Path, output: Path) -> None:
     save_file(weights, output / "model.safetensors", metadata={"format": "pt"})
     text = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["text_config"]
     settings = {
+        "tokenizer": tokenizer,
         "config": text
         | {
             "model_type": "qwen3",

@@ -46,8 +46,9 @@ REQUEST_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 20.0
 LOG_LINES = 3  # of a process that failed
 PROBE: Item = ("ready?", b"")
-PROMPT = (  # as the checkpoint's chat template writes a text
-    "<|im_start|>system\nRepresent the user's input.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+PROMPT = (  # as the chat template and the tokenizer write a text; some servers strip white space from its end
+    "<|im_start|>system\nRepresent the user's input.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
+    "<|im_start|>assistant\n<|endoftext|>"
 )
 
 

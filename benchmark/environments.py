@@ -10,7 +10,7 @@ from pathlib import Path
 from .report import ROOT
 
 PEERS = Path(__file__).with_name("peers")
-MAX_REASON = 300  # characters of pip's error that a report keeps
+MAX_REASON = 300  # characters of an error that a report keeps
 NO_TELEMETRY = {
     "BENTOML_DO_NOT_TRACK": "True",
     "DO_NOT_TRACK": "1",

@@ -72,7 +72,7 @@ def main() -> int:
     parser.add_argument("--workloads", nargs="+", choices=NUM_ITEMS, default=list(NUM_ITEMS), metavar="NAME")
     parser.add_argument("--items", type=float, default=1.0, help="share of the usual number of items of a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of the load at each online rate; 0: none")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of the load at each online rate; 0: none")
     parser.add_argument("--output", type=local_path, help="file for the results, with the plot beside it as PNG")
     parser.add_argument("--against", type=local_path, help="results of an earlier run; fail if a ratio fell")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="share that a ratio may fall by")

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import subprocess
+import sysconfig
 import tempfile
 import threading
 import time
@@ -31,7 +32,7 @@ from server.launch import TritonServer
 from vlembed import EmbeddingClient
 from vlembed import Item as ClientItem
 
-from ..environments import python_of, run_environment
+from ..environments import MAX_REASON, python_of, run_environment
 from ..report import ROOT
 from ..serving import Batch, InProcess
 from ..workload import Item, is_text
@@ -199,7 +200,8 @@ class PeerProcess(System):
         if ended or time.monotonic() > deadline:
             lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
             what = "ended" if ended else "did not answer"
-            raise SystemFailedError(f"{self.name} {what}: {' | '.join(lines[-LOG_LINES:])[-500:]}")
+            telling = [line for line in lines if "Error" in line][-1:] or lines[-LOG_LINES:]
+            raise SystemFailedError(f"{self.name} {what}: {' | '.join(telling)[-MAX_REASON:]}")
 
 
 class SentenceTransformers(PeerProcess):
@@ -355,7 +357,10 @@ class PyTriton(PeerProcess):
 
         self.triton = triton
         port = free_port(2)
-        self._spawn(cleanup, self._script("serve_pytriton"), PEER_SETTINGS=self._peer_settings(port=port))
+        # so that Triton's Python processes load the library of the very Python whose modules they import
+        library = str(sysconfig.get_config_var("LIBDIR"))
+        settings = self._peer_settings(port=port)
+        self._spawn(cleanup, self._script("serve_pytriton"), PEER_SETTINGS=settings, LD_LIBRARY_PATH=library)
         self.client = triton.InferenceServerClient(f"127.0.0.1:{port}")
         cleanup.callback(self.client.close)
         deadline = time.monotonic() + START_TIMEOUT_S

@@ -76,7 +76,7 @@ def _container_server() -> ContainerServer:
     if missing:
         raise ServerStartError(
             f"{sys.executable} has no packages {', '.join(missing)}, which the models import. Install them with: "
-            "pip install numpy --requirement requirements-serving.txt"
+            'pip install "numpy<2" --requirement requirements-serving.txt'
         )
     return ContainerServer(CONTAINER_SERVER)
 

@@ -372,7 +372,7 @@ def measure_served(repository: Path) -> dict[str, float]:
 
 def measure_sentence_transformers(checkpoint: Path) -> dict[str, float]:
     """Return texts per second of sentence-transformers in bfloat16, tokenising included."""
-    from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found] # not in the serving environment
+    from sentence_transformers import SentenceTransformer  # not in the serving environment
 
     model = SentenceTransformer(str(checkpoint), device="cuda", model_kwargs={"dtype": torch.bfloat16})
     found = {}

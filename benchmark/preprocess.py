@@ -36,18 +36,12 @@ def ours(data: bytes) -> npt.NDArray[np.uint8]:
     return patches
 
 
-def main() -> None:
-    """Parse the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--images", type=int, default=10, help="of each size, in a round")
-    arguments = parser.parse_args()
+def compare(rounds: int, num_images: int) -> dict[str, float]:
+    """Return images per second of both, and their ratio, for each of `PICTURES`."""
     processor = Qwen2VLImageProcessorPil(patch_size=16, merge_size=2, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
 
     def theirs(data: bytes) -> npt.NDArray[np.float32]:
         return np.asarray(processor(Image.open(io.BytesIO(data)).convert("RGB"))["pixel_values"])
-
-    num_images: int = arguments.images
 
     def repeat(work: Callable[[bytes], object], data: bytes) -> Callable[[], int]:
         def run() -> int:
@@ -61,11 +55,21 @@ def main() -> None:
     for width, height, image_format in PICTURES:
         data = picture(width, height, image_format)
         name = f"{width} x {height} {image_format}"
-        taken = rates({"ours": repeat(ours, data), "theirs": repeat(theirs, data)}, arguments.rounds)
+        taken = rates({"ours": repeat(ours, data), "theirs": repeat(theirs, data)}, rounds)
         rows[f"{name}: ours, images/s"] = taken["ours"]
         rows[f"{name}: transformers, images/s"] = taken["theirs"]
         rows[f"{name}: ratio"] = taken["ours"] / taken["theirs"]
-    report("preprocess", rows, rounds=arguments.rounds, images=num_images)
+    return rows
+
+
+def main() -> None:
+    """Parse the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--images", type=int, default=10, help="of each size, in a round")
+    arguments = parser.parse_args()
+    rows = compare(arguments.rounds, arguments.images)
+    report("preprocess", rows, rounds=arguments.rounds, images=arguments.images)
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ def rates(contestants: dict[str, Callable[[], int]], rounds: int) -> dict[str, f
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
-def report(name: str, rows: dict[str, Any], **settings: Any) -> None:
-    """Print the rows, then one JSON line: the last line of a run is what benchmark/results holds."""
+def report(name: str, rows: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    """Print the rows, then one JSON line, and return it: the last line of a run is what benchmark/results holds."""
     for what, value in rows.items():
         print(f"{what:<58} {value:10.3f}" if isinstance(value, float) else f"{what:<58} {value:>10}")
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
@@ -44,7 +44,26 @@ def report(name: str, rows: dict[str, Any], **settings: Any) -> None:
         "commit": commit,
         "hardware": f"{os.cpu_count()} x {_processor()}",
     }
-    print(json.dumps({**context, **settings, "results": rows}, ensure_ascii=False))
+    whole = {**context, **settings, "results": rows}
+    print(json.dumps(whole, ensure_ascii=False))
+    return whole
+
+
+def markdown(rows: dict[str, float], columns: list[str]) -> str:
+    """Return a table as README has it: rows named `what: column` become a line `what` with a cell for each column."""
+    lines = [["", *columns], ["---"] * (len(columns) + 1)]
+    for what in dict.fromkeys(name.rpartition(": ")[0] for name in rows):
+        cells = [rows.get(f"{what}: {column}") for column in columns]
+        if any(cell is not None for cell in cells):
+            lines.append([what, *("–" if cell is None else f"{cell:,.2f}" for cell in cells)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cpu_flags() -> list[str]:
+    """Return which of the instructions that decide the speed of matrix products this processor has."""
+    known = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16"}
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return sorted({flag for line in lines if line.startswith("flags") for flag in line.split()} & known)
 
 
 def _processor() -> str:

@@ -15,56 +15,88 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from preprocessing import Bounds, Pack, Preprocessor
+from images import PATCH_SIZE
+from preprocessing import Bounds, Preprocessor
 from server.launch import TritonServer
 from server.paths import local_path
 from vlembed import EmbeddingClient
 
 from .report import rates, report
-from .workload import packs
+from .workload import Item, packs
 
 Array = npt.NDArray[Any]
-TENSORS = ("input_ids", "position_ids", "lengths", "image_embeds")
+
+
+class Batch(NamedTuple):
+    """What the towers take of several packs, laid end to end as the server does with a dynamic batch."""
+
+    vision: dict[str, Array]  # empty if no pack has an image
+    language: dict[str, Array]  # image_embeds of packs without images only; those of the others come in between
+    has_images: list[bool]  # of each pack
+    rows: Array  # of `pooled` that are items, not sentinels
 
 
 class InProcess:
-    """The language tower alone, on tensors that were made beforehand."""
+    """Both towers alone, on packs that were preprocessed beforehand."""
 
     def __init__(self, repository: Path) -> None:
         self.preprocessor = Preprocessor(repository / "preprocess/1", Bounds())
-        path = repository / "language_model/1/model.onnx"
-        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self.vision, self.language = (
+            onnxruntime.InferenceSession(repository / tower / "1/model.onnx", providers=["CPUExecutionProvider"])
+            for tower in ("vision_encoder", "language_model")
+        )
 
-    def batch(self, texts: list[list[str]]) -> dict[str, Array]:
-        """Lay packs end to end, as the server does with a dynamic batch."""
-        prepared = [self.preprocessor(text=[text.encode() for text in pack]) for pack in texts]
-        feed: dict[str, Array] = {}
-        for name in TENSORS:
-            parts = [self._tensor(pack, name).reshape(-1) for pack in prepared]
-            feed[name] = np.concatenate(parts)
-            feed[f"{name}_offsets"] = np.cumsum([0, *(part.size for part in parts)], dtype=np.int32)
-        return feed
+    def batch(self, packs: list[list[Item]]) -> Batch:
+        """Preprocess packs and lay them end to end."""
+        prepared = [
+            self.preprocessor(text=[text.encode() for text, _ in pack], image=[image for _, image in pack])
+            for pack in packs
+        ]
+        has_images = [any(image for _, image in pack) for pack in packs]
+        with_images = [pack for pack, has in zip(prepared, has_images, strict=True) if has]
+        vision = lay_out([{name: getattr(pack, name) for name in ("patches", "grid_thw")} for pack in with_images])
+        names = ("input_ids", "position_ids", "lengths")
+        language = lay_out([{name: getattr(pack, name) for name in names} for pack in prepared])
+        is_item = [np.arange(pack.lengths.size) < pack.num_text_tokens.size for pack in prepared]
+        return Batch(vision, language, has_images, np.concatenate(is_item))
 
-    def _tensor(self, pack: Pack, name: str) -> Array:
-        if name == "image_embeds":
-            return np.zeros(self.preprocessor.image_embeds_size, np.float32)
-        return np.asarray(getattr(pack, name))
+    def pooled(self, batch: Batch) -> Array:
+        """Return the hidden state (n, D) of each item."""
+        sentinel = np.zeros(self.preprocessor.image_embeds_size, np.float32)
+        parts = [sentinel] * len(batch.has_images)
+        if batch.vision:
+            embeds = self.vision.run(["image_embeds"], batch.vision)[0]  # (V, 4D)
+            ends = batch.vision["patches_offsets"][1:-1] // PATCH_SIZE
+            found = iter(np.split(embeds.reshape(-1, sentinel.size), ends))
+            parts = [next(found) if has else sentinel for has in batch.has_images]
+        images = lay_out([{"image_embeds": part} for part in parts])
+        return np.asarray(self.language.run(["pooled"], batch.language | images)[0])[batch.rows]
 
-    def run(self, batches: list[dict[str, Array]], num_texts: int) -> Callable[[], int]:
+    def run(self, batches: list[Batch], num_texts: int) -> Callable[[], int]:
         """Return work that runs every batch."""
 
         def work() -> int:
-            for feed in batches:
-                self.session.run(None, feed)
+            for batch in batches:
+                self.pooled(batch)
             return num_texts
 
         return work
+
+
+def lay_out(packs: list[dict[str, Array]]) -> dict[str, Array]:
+    """Lay the tensors of packs end to end, with the offsets that the server adds."""
+    feed: dict[str, Array] = {}
+    for name in packs[0] if packs else ():
+        parts = [np.asarray(pack[name]).reshape(-1) for pack in packs]
+        feed[name] = np.concatenate(parts)
+        feed[f"{name}_offsets"] = np.cumsum([0, *(part.size for part in parts)], dtype=np.int32)
+    return feed
 
 
 def served(client: EmbeddingClient, requests: list[list[str]], concurrency: int) -> Callable[[], int]:
@@ -77,14 +109,20 @@ def served(client: EmbeddingClient, requests: list[list[str]], concurrency: int)
     return work
 
 
-def without_batching(repository: Path, folder: Path) -> Path:
-    """Return a copy of a repository whose configs lack dynamic batching; the weights are linked."""
+def with_configs(repository: Path, folder: Path, configs: dict[str, str]) -> Path:
+    """Return a copy of a repository with other configs of some models; the weights are linked."""
     copy = Path(shutil.copytree(repository, folder / "repository", copy_function=lambda a, b: Path(b).symlink_to(a)))
-    for config in copy.glob("*/config.pbtxt"):
-        text = re.sub(r"^dynamic_batching.*\n", "", config.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        config.unlink()
-        config.write_text(text, encoding="utf-8")
+    for model, text in configs.items():
+        path = copy / model / "config.pbtxt"
+        path.unlink()
+        path.write_text(text, encoding="utf-8")
     return copy
+
+
+def without_batching(repository: Path) -> dict[str, str]:
+    """Return the configs of a repository without dynamic batching."""
+    texts = {path.parent.name: path.read_text(encoding="utf-8") for path in repository.glob("*/config.pbtxt")}
+    return {model: re.sub(r"^dynamic_batching.*\n", "", text, flags=re.MULTILINE) for model, text in texts.items()}
 
 
 def main() -> None:
@@ -101,9 +139,10 @@ def main() -> None:
     singles = [[text] for pack in texts for text in pack][: 2 * concurrency]
     num_texts = arguments.packs * arguments.pack_size
     in_process = InProcess(repository)
-    batches = [in_process.batch(texts[i : i + concurrency]) for i in range(0, len(texts), concurrency)]
+    items: list[list[Item]] = [[(text, b"") for text in pack] for pack in texts]
+    batches = [in_process.batch(items[i : i + concurrency]) for i in range(0, len(items), concurrency)]
     packed = in_process.run(batches, num_texts)
-    one_by_one = in_process.run([in_process.batch([single]) for single in singles], len(singles))
+    one_by_one = in_process.run([in_process.batch([[(text, b"")]]) for (text,) in singles], len(singles))
 
     with TritonServer(repository) as server, EmbeddingClient(server.grpc_url) as client:
         batching = rates(
@@ -117,7 +156,7 @@ def main() -> None:
         )
     with (
         tempfile.TemporaryDirectory() as folder,
-        TritonServer(without_batching(repository, Path(folder))) as server,
+        TritonServer(with_configs(repository, Path(folder), without_batching(repository))) as server,
         EmbeddingClient(server.grpc_url) as client,
     ):
         plain = rates(

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 SENTENCES = [
@@ -26,6 +28,26 @@ SENTENCES = [
     "Error 503: the service is overloaded. Retry after a moment, with a longer pause each time.",
 ]
 PACK_SIZES = [1, 2, 4, 8]  # items of a request
+
+Item = tuple[str, bytes]  # text and encoded image; empty: none
+NUM_ITEMS = {  # of a round
+    "queries": 48,
+    "documents": 12,
+    "images of 224 px": 16,
+    "images of 512 px": 6,
+    "images of 1024 px": 2,
+    "text with image": 6,
+    "mix": 40,
+}
+MIX = {  # what a search service embeds in a day: mostly queries, some new documents and pictures
+    "queries": 0.65,
+    "documents": 0.15,
+    "images of 224 px": 0.08,
+    "images of 512 px": 0.07,
+    "images of 1024 px": 0.01,
+    "text with image": 0.04,
+}
+NUM_PICTURES = 8  # of each size, used again and again: encoding them is not what is measured
 
 
 def packs(num_packs: int, pack_size: int, seed: int = 0) -> list[list[str]]:
@@ -46,6 +68,43 @@ def picture(width: int, height: int, image_format: str, seed: int = 0) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(noisy).save(buffer, image_format, quality=90)
     return buffer.getvalue()
+
+
+def make_items(workload: str, num_items: int, seed: int = 0) -> list[Item]:
+    """Return items of a workload: queries of 1 or 2 sentences, documents of 8 to 30, square JPEGs."""
+    generator = np.random.default_rng(seed)
+
+    def text(low: int, high: int) -> str:
+        return " ".join(generator.choice(SENTENCES, generator.integers(low, high + 1)))
+
+    def image(side_px: int) -> bytes:
+        return picture(side_px, side_px, "JPEG", int(generator.integers(NUM_PICTURES)))
+
+    make: dict[str, Callable[[], Item]] = {
+        "queries": lambda: (text(1, 2), b""),
+        "documents": lambda: (text(8, 30), b""),
+        "images of 224 px": lambda: ("", image(224)),
+        "images of 512 px": lambda: ("", image(512)),
+        "images of 1024 px": lambda: ("", image(1024)),
+        "text with image": lambda: (text(1, 2), image(512)),
+    }
+    kinds = (
+        generator.choice(list(MIX), num_items, p=list(MIX.values())) if workload == "mix" else [workload] * num_items
+    )
+    return [make[kind]() for kind in kinds]
+
+
+def is_text(items: list[Item]) -> bool:
+    """Tell whether no item has an image."""
+    return not any(image for _, image in items)
+
+
+def poisson_arrivals(rate: float, seconds: float, seed: int = 0) -> npt.NDArray[np.float64]:
+    """Return the times, in s, at which requests of a Poisson process arrive within `seconds`, at least one."""
+    generator = np.random.default_rng(seed)
+    gaps = generator.exponential(1 / rate, max(1, int(2 * rate * seconds + 50)))
+    times = np.cumsum(gaps)
+    return np.asarray(times[: max(1, int(np.searchsorted(times, seconds)))])
 
 
 def main() -> None:

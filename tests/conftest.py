@@ -68,13 +68,19 @@ def server(repository: Path) -> Iterator[TritonServer]:
 
 
 @pytest.fixture(scope="session")
-def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """Serve the demonstration's checkpoint."""
+def demo_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the exported repository of the demonstration's checkpoint."""
     from export.__main__ import export  # as above
 
     repository = tmp_path_factory.mktemp("repositories") / "demo"
     export(str(DEMONSTRATION), repository)
-    with TritonServer(repository) as running:
+    return repository
+
+
+@pytest.fixture(scope="session")
+def demo_server(demo_repository: Path) -> Iterator[TritonServer]:
+    """Serve the demonstration's checkpoint."""
+    with TritonServer(demo_repository) as running:
         yield running
 
 

@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TRITON = "triton_python_backend_utils"
 EVALUATION = {"images", "numpy", "preprocessing", "sentence_transformers", "torch", "vlembed"}  # by way of the client
+PEERS = ("bentoml", "fastapi", "litserve", "pytriton")  # scripts that run elsewhere, with the library of that name
 # Longest prefix wins. Beside these, a file may import the standard library and the modules of its own package.
 ALLOWED = {
     "model_repository/": {"numpy", TRITON},
@@ -40,6 +41,12 @@ ALLOWED = {
     "demo/": {"PIL", "vlembed"},
     "demo/untrained.py": {"tokenizers", "torch", "transformers"},
     "demo/train.py": {"torch"},
+    "benchmark/peers/": {"PIL", "numpy", "server", "tritonclient", "vlembed"},
+    # of the peers' environments
+    "benchmark/peers/encoder.py": {"PIL", "numpy", "sentence_transformers", "torch", "transformers"},
+    **{f"benchmark/peers/serve_{name}.py": {name, "numpy", "uvicorn"} for name in PEERS},
+    "benchmark/peers/checkpoint.py": {"demo", "safetensors", "tokenizers", "torch"},
+    "benchmark/tune.py": {"google", "numpy", "server", "tritonclient", "vlembed"},
     "benchmark/gpu.py": {"PIL", "demo", "export", "numpy", "onnxruntime", "server", "torch", "transformers", "vlembed"},
     "benchmark/": {"PIL", "images", "numpy", "onnxruntime", "preprocessing", "server", "transformers", "vlembed"},
 }
@@ -47,6 +54,7 @@ ALLOWED = {
 LAZY = {
     "client/vlembed/": {"PIL", "typing_extensions", "faiss", "pymilvus", "pyarrow", "ray", "tqdm"},
     "benchmark/gpu.py": {"sentence_transformers"},
+    "benchmark/plot.py": {"matplotlib"},  # of an environment of its own
 }
 
 

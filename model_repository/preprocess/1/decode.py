@@ -19,6 +19,7 @@ from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
     Image,
+    ImageChops,
     ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
@@ -77,17 +78,18 @@ class Picture:
             The image is cut short, its data are broken, or its samples have no defined range.
         """
         with _failures_named(self.kind):
-            try:
-                covered = self.image.tile[0].extents if self.kind == "GIF" else None
-                self.image.load()
-                self._check_whole()
-                if isinstance(self.structure, Png):
-                    _scale_transparent_colour(self.image, self.structure)
-                rgb = to_rgb(self.image)
-                rgb = _on_canvas(rgb, covered) if covered else rgb
-                return turn_upright(rgb, self.orientation)
-            finally:
-                self.image.close()  # a pack's decoded images would fill the memory together
+            covered = self.image.tile[0].extents if self.kind == "GIF" else None
+            self.image.load()
+            self._check_whole()
+            if isinstance(self.structure, Png):
+                _scale_transparent_colour(self.image, self.structure)
+            rgb = to_rgb(self.image)
+            rgb = _on_canvas(rgb, covered) if covered else rgb
+            return turn_upright(rgb, self.orientation)
+
+    def close(self) -> None:
+        """Give the pixels back, those that `decode` returned included: a pack's would fill the memory together."""
+        self.image.close()
 
     def _check_whole(self) -> None:
         """Refuse a picture whose data end early where Pillow does not say so, by decoding it again.
@@ -107,7 +109,7 @@ class Picture:
             again.load()
             for top in range(0, self.image.height, STRIP_ROWS):
                 strip = (0, top, self.image.width, min(top + STRIP_ROWS, self.image.height))
-                if self.image.crop(strip).tobytes() != again.crop(strip).tobytes():
+                if not _are_equal(self.image.crop(strip), again.crop(strip)):
                     raise _undecodable(self.kind, f"truncated below row {top}")
 
 
@@ -202,6 +204,13 @@ def _without_exif(avif: bytes) -> bytes:
     return AVIF_EXIF_ITEM.sub(rb"\1none", avif[:MAX_META_BYTES]) + avif[MAX_META_BYTES:]
 
 
+def _are_equal(one: Image.Image, other: Image.Image) -> bool:
+    """Compare pixels; those of 8 bits where they lie, without packing them into bytes first."""
+    if one.mode in ("L", "RGB", "CMYK"):
+        return ImageChops.difference(one, other).getbbox(alpha_only=False) is None
+    return one.tobytes() == other.tobytes()
+
+
 def _ends_black(image: Image.Image) -> bool:
     """Tell whether the last row is all zero, as it is where it was not decoded."""
     return not np.asarray(image.crop((0, image.height - 1, *image.size))).any()
@@ -237,7 +246,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGB", image.size, WHITE)
         white.paste(image, mask=image.getchannel("A"))
         return white
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def _on_canvas(rgb: Image.Image, covered: tuple[int, int, int, int]) -> Image.Image:

@@ -8,6 +8,7 @@ Letters: H, W pixels of the resized image; V visual tokens, H/32 x W/32.
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ MERGE = 2  # a visual token is MERGE x MERGE patches
 TOKEN_PX = PATCH_PX * MERGE
 TEMPORAL = 2  # a still image fills both frames of a patch
 PATCH_SIZE = MERGE * MERGE * 3 * TEMPORAL * PATCH_PX * PATCH_PX  # 6144 bytes of one visual token
+PATCH_ROW = np.dtype((np.void, PATCH_PX))  # the samples of a patch's row lie side by side and are moved as one
 MAX_RATIO = 200
 
 
@@ -115,9 +117,10 @@ def write_patches(opened: OpenImage, out: npt.NDArray[np.uint8]) -> None:
     ItemError
         The image is cut short, its data are broken, or its samples have no defined range.
     """
-    rgb = opened.picture.decode().resize((opened.width, opened.height), Resampling.BICUBIC)
+    with closing(opened.picture) as picture:
+        rgb = picture.decode().resize((opened.width, opened.height), Resampling.BICUBIC)
     rows, columns = opened.grid
-    pixels = np.asarray(rgb).reshape(rows, MERGE, PATCH_PX, columns, MERGE, PATCH_PX, 3)
-    patches = pixels.transpose(0, 3, 1, 4, 6, 2, 5)  # (rows, columns, MERGE, MERGE, 3, PATCH_PX, PATCH_PX)
-    frames = out.reshape(rows, columns, MERGE, MERGE, 3, TEMPORAL, PATCH_PX, PATCH_PX)
-    frames[...] = patches[:, :, :, :, :, None]
+    frames = out.view(PATCH_ROW).reshape(rows, columns, MERGE, MERGE, 3, TEMPORAL, PATCH_PX)
+    for channel, band in enumerate(rgb.split()):
+        pixels = np.asarray(band).view(PATCH_ROW).reshape(rows, MERGE, PATCH_PX, columns, MERGE)
+        frames[:, :, :, :, channel] = pixels.transpose(0, 3, 1, 4, 2)[:, :, :, :, None]  # both frames

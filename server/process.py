@@ -13,6 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -32,6 +33,7 @@ KILL_AFTER_S = EXIT_TIMEOUT_S + 15  # of SIGTERM; unloading the models takes a m
 POLL_INTERVAL_S = 0.05
 WATCH_INTERVAL_S = 1.0
 HEALTH_TIMEOUT_S = 5.0
+MAX_BODY_BYTES = 128 << 20  # of an HTTP request, decompressed: 64 MiB of a client's pack, as base64 in JSON too
 SHARED_MEMORY = Path("/dev/shm")
 HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
 
@@ -141,13 +143,16 @@ class TritonProcess:
         check_host(self.host, allow_remote=self.insecure_remote or isinstance(server, ContainerServer))
         self.ports = claim_ports(self.host, self.ports)
         region_prefix = f"vlembed_{uuid4().hex[:12]}_"
-        command = [str(server.executable), *self._flags(region_prefix)]
         environment = {"ORT_DISABLE_TELEMETRY": "1", **os.environ}  # it would keep files in the user's folders
+        if isinstance(server, WheelServer):
+            environment |= _wheel_environment(server)
+        command = [str(server.executable), *self._flags(region_prefix)]
+        if _takes_flag(server.executable, "http-max-input-size", environment):  # since Triton 2.59
+            command.append(f"--http-max-input-size={MAX_BODY_BYTES}")
         if isinstance(server, WheelServer):
             folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vlembed-backends-")))
             assemble(server, folder)
             command.append(f"--backend-directory={folder}")
-            environment |= _wheel_environment(server)
         cleanup.callback(_remove_regions, region_prefix)
         with large_stacks() as shortage:
             if shortage is not None:
@@ -217,6 +222,12 @@ class TritonProcess:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # what is left of it: normally nothing
         self._process.wait()
+
+
+def _takes_flag(executable: Path, flag: str, environment: Mapping[str, str]) -> bool:
+    """Ask a tritonserver's own help whether it knows a flag."""
+    asked = subprocess.run([executable, "--help"], capture_output=True, text=True, env=environment, check=False)
+    return f"--{flag} " in asked.stdout + asked.stderr
 
 
 def _wheel_environment(server: WheelServer) -> dict[str, str]:

@@ -7,6 +7,7 @@ headers, before a pixel is decoded. Knows nothing of sizes that a model wants.
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -27,12 +28,13 @@ from PIL import (
     WebPImagePlugin,
 )
 
+import gif_blocks
+import tiff_tags
 from errors import AGAIN, ItemError, shown
 from formats import find_format
 from jpeg_segments import Jpeg, read_jpeg
 from orientation import ORIENTATION, UPRIGHT, swaps_sides, turn_upright
 from png_chunks import Png, read_png
-from tiff_tags import without_metadata
 from webp_chunks import read_webp
 
 READERS: dict[str, type[ImageFile.ImageFile]] = {
@@ -51,6 +53,7 @@ AVIF_EXIF_ITEM = re.compile(rb"(infe[\2\3].{3}.{4}(?:..)?)Exif", re.DOTALL)
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_CHANNELS, TIFF_SAMPLE_FORMAT = 258, 262, 277, 339
 WHITE_IS_ZERO = 0
 UNSIGNED = 1
+SCANS_OF_A_PASS = 10  # as encoders of progressive JPEGs make
 MAX_META_BYTES = 1 << 20  # of an AVIF file, where its items are listed
 
 
@@ -68,6 +71,12 @@ class Picture:
         """Width and height, px, as shown."""
         width, height = self.image.size
         return (height, width) if swaps_sides(self.orientation) else (width, height)
+
+    @property
+    def work_pixels(self) -> int:
+        """What decoding it takes, in pixels of an image of one pass: ten scans of a progressive JPEG are worth one."""
+        scans = self.structure.num_scans if isinstance(self.structure, Jpeg) else 1
+        return math.prod(self.image.size) * max(SCANS_OF_A_PASS, scans) // SCANS_OF_A_PASS
 
     def decode(self) -> Image.Image:
         """Return all of its pixels as 8-bit RGB, as a viewer shows them.
@@ -142,8 +151,10 @@ def read_picture(data: bytes, *, exif_orientation: bool) -> Picture:
         data, orientation, num_frames = webp.data, webp.orientation, webp.num_frames
     elif kind == "AVIF":
         data = _without_exif(data)
+    elif kind == "GIF":
+        data = gif_blocks.without_metadata(data)
     elif kind == "TIFF":
-        data = without_metadata(data)
+        data = tiff_tags.without_metadata(data)
     with _failures_named(kind):
         try:
             image = READERS[kind](io.BytesIO(data))

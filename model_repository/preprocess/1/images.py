@@ -54,6 +54,7 @@ def open_image(
     max_pixels: int,
     max_image_bytes: int,
     max_image_pixels: int,
+    max_work_pixels: int | None = None,
     exif_orientation: bool = True,
 ) -> OpenImage:
     """Read the header of an encoded image (or a `data:` URI of one) and settle its resized size.
@@ -76,6 +77,12 @@ def open_image(
             "IMAGE_TOO_LARGE",
             f"image is {width} x {height} = {width * height} pixels; the server takes {max_image_pixels}. "
             "Scale it down.",
+        )
+    if max_work_pixels is not None and picture.work_pixels > max_work_pixels:
+        raise ItemError(
+            "IMAGE_TOO_COMPLEX",
+            f"image is {width} x {height} pixels in so many passes that they count as {picture.work_pixels}; "
+            f"the server takes {max_work_pixels} of a pack. Encode it again, in fewer scans.",
         )
     if max(width, height) > MAX_RATIO * min(width, height):
         raise ItemError(

@@ -35,6 +35,7 @@ class Jpeg:
     data: bytes  # without what no pixel depends on
     orientation: int
     num_restarts: int  # modulo 8, in the last scan
+    num_scans: int
 
     @property
     def continued(self) -> bytes:
@@ -131,7 +132,7 @@ def read_jpeg(data: bytes) -> Jpeg:
         )
     if not coefficients.are_complete():
         raise _cut_short(f"what should follow scan {num_scans} is missing")
-    return Jpeg(b"".join([*kept, bytes([0xFF, EOI])]), orientation, num_restarts)
+    return Jpeg(b"".join([*kept, bytes([0xFF, EOI])]), orientation, num_restarts, num_scans)
 
 
 def _count_restarts(data: bytes, begin: int, end: int) -> int:

@@ -145,9 +145,9 @@ class TritonProcess:
         region_prefix = f"vlembed_{uuid4().hex[:12]}_"
         environment = {"ORT_DISABLE_TELEMETRY": "1", **os.environ}  # it would keep files in the user's folders
         if isinstance(server, WheelServer):
-            environment |= _wheel_environment(server)
+            environment |= wheel_environment(server)
         command = [str(server.executable), *self._flags(region_prefix)]
-        if _takes_flag(server.executable, "http-max-input-size", environment):  # since Triton 2.59
+        if takes_flag(server.executable, "http-max-input-size", environment):  # since Triton 2.59
             command.append(f"--http-max-input-size={MAX_BODY_BYTES}")
         if isinstance(server, WheelServer):
             folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vlembed-backends-")))
@@ -224,13 +224,13 @@ class TritonProcess:
         self._process.wait()
 
 
-def _takes_flag(executable: Path, flag: str, environment: Mapping[str, str]) -> bool:
+def takes_flag(executable: Path, flag: str, environment: Mapping[str, str]) -> bool:
     """Ask a tritonserver's own help whether it knows a flag."""
     asked = subprocess.run([executable, "--help"], capture_output=True, text=True, env=environment, check=False)
     return f"--{flag} " in asked.stdout + asked.stderr
 
 
-def _wheel_environment(server: WheelServer) -> dict[str, str]:
+def wheel_environment(server: WheelServer) -> dict[str, str]:
     folders = [str(folder) for folder in server.library_folders]
     environment = {
         "LD_LIBRARY_PATH": os.pathsep.join([*folders, os.environ.get("LD_LIBRARY_PATH", "")]).rstrip(os.pathsep),

@@ -231,6 +231,7 @@ def takes_flag(executable: Path, flag: str, environment: Mapping[str, str]) -> b
 
 
 def wheel_environment(server: WheelServer) -> dict[str, str]:
+    """Return what the wheel's server needs to find its libraries and the Python of its models."""
     folders = [str(folder) for folder in server.library_folders]
     environment = {
         "LD_LIBRARY_PATH": os.pathsep.join([*folders, os.environ.get("LD_LIBRARY_PATH", "")]).rstrip(os.pathsep),

@@ -48,7 +48,7 @@ def run(*command: str | Path) -> None:
 @contextmanager
 def serving(repository: Path) -> Iterator[str]:
     """Serve a model repository on free ports, and give the URL."""
-    ports = [word for protocol in ("http", "grpc", "metrics") for word in (f"--{protocol}-port", "0")]
+    ports = [word for endpoint in ("http", "grpc", "metrics", "health") for word in (f"--{endpoint}-port", "0")]
     command = [str(ROOT / "scripts/serve"), "--repository", str(repository), *ports]
     with (
         repository.with_suffix(".log").open("w") as log,

@@ -9,7 +9,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,16 +21,19 @@ from transformers.utils import logging
 
 from settings import DEFAULT_INSTRUCTION, MIN_DIMENSIONS
 
-from .checkpoint import Checkpoint, ExportError, open_checkpoint
+from .calibration import QUERY_INSTRUCTION, read_samples, samples
+from .checkpoint import Checkpoint, DisagreementError, ExportError, open_checkpoint
 from .language_model import LanguageModel
 from .paths import local_path
+from .quantization import integer_speed, largest_weight, quantize_within
 from .repository import drop_configs, fill_sizes, new_repository, write_json
 from .to_onnx import example_language_inputs, example_vision_inputs, to_onnx
-from .validate import Case, imitate, reference_cases, runs_here, validate
-from .variants import PRECISIONS, VARIANTS, Variant, choose_variants
+from .validate import Case, Examples, agree, imitate, reference_cases, runs_here, sample_cases, validate
+from .variants import FP32, INT8, PRECISIONS, VARIANTS, Variant, choose_variants
 from .vision_encoder import VisionEncoder
 
-INSTRUCTIONS = (DEFAULT_INSTRUCTION, "Retrieve images or text relevant to the user's query.")  # the client's own
+AUTOMATIC = "auto"
+INSTRUCTIONS = (DEFAULT_INSTRUCTION, QUERY_INSTRUCTION)
 
 
 def export(
@@ -40,6 +43,8 @@ def export(
     variants: Sequence[str] = ("cpu",),
     precisions: Sequence[str] = (),
     instructions: Sequence[str] = (),
+    calibration: Path | None = None,
+    min_cosine: float | None = None,
     exif_orientation: bool = True,
     overwrite: bool = False,
 ) -> dict[str, float]:
@@ -54,9 +59,14 @@ def export(
     variants
         Names in `VARIANTS`: the renderings that the repository shall hold.
     precisions
-        Of weights and computation: each variant takes the one that it can be written in, or else its own.
+        Of weights and computation: each variant takes the one that it can be written in, or else its own. "auto" is
+        the fastest on this CPU that is near enough to transformers.
     instructions
         Those of the application, beside `INSTRUCTIONS`: items under a known instruction take less work on CPUs.
+    calibration
+        JSON Lines of `text`, `image` and `instruction` to measure int8 on, instead of `calibration.samples`.
+    min_cosine
+        Bound on the cosine to transformers, instead of the precision's own.
     exif_orientation
         Turn pictures upright as EXIF says, instead of leaving them as they are stored.
     overwrite
@@ -78,27 +88,44 @@ def export(
         peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
         print(f"{time.monotonic() - started:6.1f} s  {peak_gib:5.2f} GiB peak  {what}", flush=True)
 
+    automatic = AUTOMATIC in precisions
+    if automatic:
+        speed = integer_speed()
+        say(f"products in int8 are computed {speed:.2f} times as fast as in fp32 on this CPU")
+        fastest = INT8 if speed > 1 else FP32
+        precisions = [fastest.name if name == AUTOMATIC else name for name in precisions]
     chosen = choose_variants(variants, precisions)
+    if min_cosine is not None:
+        chosen = [variant.bounded(min_cosine) for variant in chosen]
     checkpoint = replace(open_checkpoint(name), exif_orientation=exif_orientation)
     with new_repository(output, overwrite=overwrite) as repository:
         say(f"{checkpoint.name}: hidden size {checkpoint.hidden_size}, DeepStack of {checkpoint.num_deepstack}")
-        write_small_files(repository, checkpoint, chosen)
         model = checkpoint.load_model()
         say("weights loaded")
         cases = reference_cases(checkpoint, model)
+        if any(variant.precision.in_integers for variant in chosen):
+            cases += sample_cases(checkpoint, model, read_samples(calibration) if calibration else samples())
         say(f"transformers ran {len(cases)} cases")
         report: dict[str, float] = {}
         beginnings = [checkpoint.beginning(instruction) for instruction in {*INSTRUCTIONS, *instructions}]
-        for variant in chosen:
-            report |= export_towers(repository, checkpoint, model, cases, variant, beginnings)
+        for index, variant in enumerate(chosen):
+            try:
+                report |= export_towers(repository, checkpoint, model, cases, variant, beginnings, say)
+            except DisagreementError as error:
+                if not automatic or not variant.precision.in_integers:
+                    raise
+                say(f"{error} It is written in fp32.")
+                chosen[index] = variant = replace(variant, precision=FP32)
+                report |= export_towers(repository, checkpoint, model, cases, variant, beginnings, say)
             say(f"{variant.name}: both towers exported in {variant.precision.name}")
+        write_small_files(repository, checkpoint, chosen)
         del model  # before the graphs take as much memory again
         gc.collect()
         for variant in chosen:
             if runs_here(variant):
                 report |= validate(repository, checkpoint, cases, variant)
             else:
-                say(f"{variant.name}: no graph was run, for ONNX Runtime has no {variant.provider} here")
+                say(f"{variant.name}: no graph was run; this machine lacks {variant.provider} or a GPU for it")
         say("agrees with transformers: " + ", ".join(f"{what} {cosine:.6f}" for what, cosine in report.items()))
     say(f"wrote {output}")
     return report
@@ -111,6 +138,7 @@ def export_towers(
     cases: list[Case],
     variant: Variant,
     beginnings: Sequence[list[int]] = (),
+    say: Callable[[str], None] = print,
 ) -> dict[str, float]:
     """Write both graphs of a variant, which know the tokens in `beginnings`.
 
@@ -119,16 +147,30 @@ def export_towers(
     dict
         The smallest cosines to the reference, where the graphs cannot run on this machine and PyTorch stands in.
     """
-    image_token_id = checkpoint.config.image_token_id
-    vision = VisionEncoder(rounded(model.visual, variant.precision.dtype), variant.operators)
-    language = LanguageModel(
-        rounded(model.language_model, variant.precision.dtype),
-        image_token_id,
-        checkpoint.num_deepstack,
-        variant.operators,
-    )
-    if variant.operators.attends_from_some:
-        language.know(beginnings)
+    dtype, image_token_id = variant.precision.dtype, checkpoint.config.image_token_id
+    images, items = Examples.of_images(cases), Examples.of_items(checkpoint, cases)
+
+    def build_vision() -> VisionEncoder:
+        return VisionEncoder(rounded(model.visual, dtype), variant.operators)
+
+    def build_language() -> LanguageModel:
+        language = rounded(model.language_model, dtype)
+        tower = LanguageModel(language, image_token_id, checkpoint.num_deepstack, variant.operators)
+        if variant.operators.attends_from_some:
+            tower.know(beginnings)
+        return tower
+
+    def finish(name: str, build: Callable[[], Any], examples: Examples) -> Any:
+        if not variant.precision.in_integers:
+            return build()
+
+        def check(tower: Any) -> None:
+            agree(name, examples.in_torch(tower), examples.expected, variant.precision)
+
+        return quantize_within(build, examples.in_torch, check, say)
+
+    vision = finish("vision_encoder", build_vision, images)
+    language = finish("language_model", build_language, items)
     report = {} if runs_here(variant) else imitate(vision, language, checkpoint, cases, variant)
     to_onnx(vision, example_vision_inputs(), "image_embeds", repository / "vision_encoder/1" / variant.graph, variant)
     inputs = example_language_inputs(checkpoint.vocab_size, image_token_id, checkpoint.image_embeds_size)
@@ -159,13 +201,21 @@ def write_small_files(repository: Path, checkpoint: Checkpoint, variants: list[V
         "variants": {
             variant.name: {
                 "precision": variant.precision.name,
-                "fingerprint": checkpoint.fingerprint({"precision": variant.precision.name}),
+                "fingerprint": checkpoint.fingerprint(graph_options(variant)),
             }
             for variant in variants
         },
         "versions": {package: version(package) for package in ("torch", "transformers", "onnx", "onnxruntime")},
     }
     write_json(repository / "info/1/info.json", info)
+
+
+def graph_options(variant: Variant) -> dict[str, str]:
+    """Return what vectors depend on beside the checkpoint."""
+    options = {"precision": variant.precision.name}
+    if variant.precision.in_integers:
+        options["largest_weight"] = str(largest_weight())
+    return options
 
 
 def main() -> int:
@@ -181,15 +231,26 @@ def main() -> int:
     )
     parser.add_argument(
         "--precision",
-        choices=PRECISIONS,
+        choices=[*PRECISIONS, AUTOMATIC],
         action="append",
-        help="of weights and computation; may be repeated, for variants that differ; default: each variant's own",
+        help="of weights and computation; may be repeated, for variants that differ; default: each variant's own; "
+        f"{AUTOMATIC}: the fastest on this CPU that is near enough to transformers",
     )
     parser.add_argument(
         "--instruction",
         action="append",
         default=[],
         help="one that the application uses, beside the client's own; may be repeated; such items cost less on CPUs",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=local_path,
+        help="JSON Lines of text, image and instruction to measure int8 on; default: everyday texts and pictures",
+    )
+    parser.add_argument(
+        "--min-cosine",
+        type=float,
+        help="to transformers in float32, below which nothing is written; default: the precision's own",
     )
     parser.add_argument(
         "--exif-orientation",
@@ -208,6 +269,8 @@ def main() -> int:
             variants=arguments.variant or ["cpu"],
             precisions=arguments.precision or (),
             instructions=arguments.instruction,
+            calibration=arguments.calibration,
+            min_cosine=arguments.min_cosine,
             exif_orientation=arguments.exif_orientation,
             overwrite=arguments.overwrite,
         )

@@ -237,7 +237,9 @@ def paged_attention(
         None,
         None,
         None,
-        op.Cast(op.Concat(longest, longest, axis=0), to=6),  # rows of the longest query and key: no launch is wider
+        # Rows of the longest query and key: no launch is wider. ONNX Runtime has this input since 1.29; without it,
+        # current ones launch blocks for as many rows as the batch has tokens, for every item.
+        op.Cast(op.Concat(longest, longest, axis=0), to=6),
         num_heads=num_heads,
         kv_num_heads=num_keys,
         scale=scale,

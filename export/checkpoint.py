@@ -27,6 +27,10 @@ class ExportError(Exception):
     """The export cannot go on; the message says why and what to do."""
 
 
+class DisagreementError(ExportError):
+    """A tower is too far from transformers."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint whose small files were read and accepted; the weights stay on disk."""

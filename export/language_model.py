@@ -10,7 +10,7 @@ head size, R requests.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -50,8 +50,17 @@ class LanguageModel(nn.Module):
             if index:
                 axis[index : section * 3 : 3] = index
         self.register_buffer("axis", axis, persistent=False)
+        self.exact_products: nn.Module | None = None  # of layers in integers, whether this CPU computes them right
         self.prefixes: Prefixes | None = None
         self.known = nn.ParameterList()  # keys and values of the prefixes (S, K, h) at each layer
+
+    def scalable(self) -> Iterator[tuple[nn.Module, list[nn.Linear]]]:
+        """Return what has a weight for each channel that it puts out, and the layers that read it."""
+        for layer in self.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            yield layer.input_layernorm, [attention.q_proj, attention.k_proj, attention.v_proj]
+            yield layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj]
+            yield mlp.up_proj, [mlp.down_proj]
 
     def know(self, beginnings: Sequence[Sequence[int]]) -> None:
         """Compute the keys and values of token sequences that items begin with, once and for all."""
@@ -117,6 +126,8 @@ class LanguageModel(nn.Module):
         unknown = count_per_segment((~known).to(torch.int64), token_offsets)
         filled = none_empty(input_ids_offsets, position_ids_offsets, lengths_offsets, image_embeds_offsets)
         consistent = segments.consistent & positions_fit & visuals_fit & (unknown == 0) & filled
+        if self.exact_products is not None:
+            consistent = consistent & self.exact_products().flatten()
 
         input_ids = torch.where(known, input_ids, torch.zeros_like(input_ids))
         features = image_embeds.to(self.norm.weight.dtype).view(-1, self.num_features, self.hidden_size)
@@ -127,7 +138,7 @@ class LanguageModel(nn.Module):
             input_ids, positions, is_visual, visual = (
                 tensor[rows] for tensor in (input_ids, positions, is_visual, visual)
             )
-        x = self.embed_tokens(input_ids)  # (T, D)
+        x = self.embed_tokens(input_ids).to(self.norm.weight.dtype)  # (T, D)
         x = torch.where(is_visual[:, None], features[:, 0][visual], x)
         deepstack = torch.cat([features[:, 1:], torch.zeros_like(features[:1, 1:])])  # with a row for other tokens
         visual = torch.where(is_visual, visual, features.shape[0])

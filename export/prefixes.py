@@ -20,7 +20,7 @@ KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
 
 class Prefixes(nn.Module):
-    """Known beginnings; number 0 is the empty one, which every item has."""
+    """Known beginnings in the order of their lengths; number 0 is the empty one, which every item has."""
 
     ids: torch.Tensor
     lengths: torch.Tensor
@@ -28,7 +28,10 @@ class Prefixes(nn.Module):
 
     def __init__(self, beginnings: Sequence[Sequence[int]]) -> None:
         super().__init__()
-        self.beginnings = [[], *sorted(list(tokens) for tokens in beginnings)]
+        self.beginnings = [
+            [],
+            *sorted((list(tokens) for tokens in beginnings), key=lambda tokens: (len(tokens), tokens)),
+        ]
         width = max(len(tokens) for tokens in self.beginnings)
         table = [[*tokens, *[-1] * (width - len(tokens))] for tokens in self.beginnings]
         lengths = torch.tensor([len(tokens) for tokens in self.beginnings])
@@ -52,7 +55,7 @@ class Prefixes(nn.Module):
         in_order = (positions[row] == offset[:, None]).all(2)  # (n, P)
         same = (input_ids[row][:, None] == self.ids) & in_order[:, None]  # (n, B, P)
         begins = (same | (offset >= self.lengths[:, None])).all(2) & (segments.lengths[:, None] > self.lengths)
-        return (begins * self.lengths).argmax(1)
+        return (begins * torch.arange(len(self.beginnings))).amax(1)
 
     def leave_out(
         self, number: torch.Tensor, segments: Segments, num_tokens: int

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .variants import VARIANTS, Variant
+from .weights import save
 
 PATCH_SIZE = 6144  # bytes of one visual token: 2x2 patches x 3 channels x 2 frames x 16 x 16
 
@@ -21,7 +22,7 @@ PATCH_SIZE = 6144  # bytes of one visual token: 2x2 patches x 3 channels x 2 fra
 def to_onnx(
     tower: nn.Module, inputs: dict[str, torch.Tensor], output_name: str, path: Path, variant: Variant = VARIANTS["cpu"]
 ) -> None:
-    """Write `tower` to `path`, its weights beside it in `<name>.data`; every input is rank 1 of dynamic length."""
+    """Write `tower` to `path`, and its weights as `weights.save` does; every input is rank 1 of dynamic length."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         for noisy in ("torch.onnx", "onnxscript"):  # no torchvision; no folding of SequenceEmpty
@@ -41,7 +42,7 @@ def to_onnx(
     if variant.provider != "CPUExecutionProvider":
         _drop_unused_outputs(program.model.graph)
         _copy_sizes(program.model.graph)
-    program.save(str(path), external_data=True)
+    save(program.model, path)
 
 
 def _drop_unused_outputs(graph: ir.Graph) -> None:

@@ -19,11 +19,17 @@ class Precision:
 
     name: str  # as users write it
     dtype: torch.dtype
-    min_cosine: float  # to transformers in float32: below, nothing is placed
+    # To transformers in float32, at the worst and on average, and of an item alone to the same item in a batch: below,
+    # nothing is placed.
+    min_cosine: float
+    mean_cosine: float
+    min_alone: float
+    in_integers: bool = False  # the linear layers
 
 
-FP32 = Precision("fp32", torch.float32, min_cosine=0.9999)  # rounding only
-BF16 = Precision("bf16", torch.bfloat16, min_cosine=0.998)  # transformers in bfloat16 comes to 0.9993 on random weights
+FP32 = Precision("fp32", torch.float32, 0.9999, 0.9999, 0.9999)  # rounding only
+BF16 = Precision("bf16", torch.bfloat16, 0.998, 0.998, 0.998)  # transformers in bfloat16: 0.9993 on random weights
+INT8 = Precision("int8", torch.float32, 0.995, 0.999, 0.9999, in_integers=True)
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,10 @@ class Variant:
     operators: Operators
     attention: Callable[..., Any]  # `packed_attention` in ONNX
 
+    def bounded(self, min_cosine: float) -> Variant:
+        """Return the variant with another bound on the cosine to transformers."""
+        return replace(self, precision=replace(self.precision, min_cosine=min_cosine, mean_cosine=min_cosine))
+
 
 VARIANTS = {
     variant.name: variant
@@ -47,7 +57,7 @@ VARIANTS = {
             "cpu",
             "model.onnx",
             FP32,
-            (FP32,),
+            (FP32, INT8),
             opset=20,  # with IR 10: every ONNX Runtime since 1.17 and every Triton container since 24.03 loads it
             provider="CPUExecutionProvider",
             operators=FusedOperators(),

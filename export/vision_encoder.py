@@ -10,6 +10,7 @@ tower, E hidden size of this one, h head size, R requests.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -51,7 +52,8 @@ class VisionEncoder(nn.Module):
         self.operators = operators or Operators()
         config: Any = model.config
         self.blocks, self.merger, self.deepstack_mergers = model.blocks, model.merger, model.deepstack_merger_list
-        self.projections = nn.ModuleList(_thirds(block.attn.qkv) for block in self.blocks)
+        self.projections: Any = nn.ModuleList(_thirds(block.attn.qkv) for block in self.blocks)
+        self.exact_products: nn.Module | None = None  # of layers in integers, whether this CPU computes them right
         self.deepstack_indexes = list(config.deepstack_visual_indexes)
         self.num_heads = config.num_heads
         self.side = model.num_grid_per_side  # of the square table of learned positions
@@ -59,6 +61,12 @@ class VisionEncoder(nn.Module):
         projection: Any = model.patch_embed.proj
         self.patch_embedding = PatchEmbedding(projection.weight.detach().flatten(1), projection.bias)
         self.register_buffer("inv_freq", model.rotary_pos_emb.inv_freq.float(), persistent=False)  # (h / 4,)
+
+    def scalable(self) -> Iterator[tuple[nn.Module, list[nn.Linear]]]:
+        """Return what has a weight for each channel that it puts out, and the layers that read it."""
+        for block, projections in zip(self.blocks, self.projections, strict=True):
+            yield block.norm1, [*projections]
+            yield block.norm2, [block.mlp.linear_fc1]
 
     def forward(
         self,
@@ -123,6 +131,8 @@ class VisionEncoder(nn.Module):
                 features.append(self.deepstack_mergers[self.deepstack_indexes.index(index)](x))
         image_embeds = torch.cat([self.merger(x), *features], dim=1)  # (V, C D)
         consistent = segments.consistent & none_empty(patches_offsets, grid_thw_offsets)
+        if self.exact_products is not None:
+            consistent = consistent & self.exact_products().flatten()
         return nan_where(image_embeds.float(), ~consistent[segments.request_of_row])
 
     def _patch_grid(self, start: torch.Tensor, width: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

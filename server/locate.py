@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 from ctypes.util import find_library
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from pathlib import Path
 from .errors import ServerStartError
 
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
+CONTAINER_STUB = "backends/python/triton_python_backend_stub"  # in the folder above bin/
+PYTHON_LIBRARY = re.compile(rb"libpython3\.(\d+)\.so")  # that a stub is linked with
+MODEL_PACKAGES = ("numpy", "PIL", "tokenizers")  # that the repository's Python models import
 WHEEL_CURE = 'Install it with: pip install nvidia-pytriton==0.7.0 onnxruntime "numpy<2"'
 
 
@@ -40,10 +44,10 @@ def find_server() -> ContainerServer | WheelServer:
     Raises
     ------
     ServerStartError
-        There is none, or this machine or Python cannot run the one in the wheel.
+        There is none, or this machine or Python cannot run it.
     """
     if CONTAINER_SERVER.exists():
-        return ContainerServer(CONTAINER_SERVER)
+        return _container_server()
     package = _package_folder("pytriton")
     if package is None:
         raise ServerStartError(
@@ -51,6 +55,30 @@ def find_server() -> ContainerServer | WheelServer:
             "or run inside a Triton container."
         )
     return _wheel_server(package)
+
+
+def _container_server() -> ContainerServer:
+    stub = CONTAINER_SERVER.parents[1] / CONTAINER_STUB
+    if not stub.exists():
+        raise ServerStartError(
+            f"this container has no Python backend ({stub}), which runs preprocess. Use Triton's image with the "
+            "Python backend, whose tag ends in -py3."
+        )
+    running = "{}.{}".format(*sys.version_info)
+    linked = PYTHON_LIBRARY.search(stub.read_bytes())
+    if linked and (needed := f"3.{linked[1].decode()}") != running:
+        raise ServerStartError(
+            f"this is Python {running}, but the models run in the container's Python {needed}, which cannot load the "
+            f"packages of {sys.executable}. Run the server with Python {needed}; ./scripts/serve takes PYTHON=python"
+            f"{needed} and another folder as VENV."
+        )
+    missing = [name for name in MODEL_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise ServerStartError(
+            f"{sys.executable} has no packages {', '.join(missing)}, which the models import. Install them with: "
+            'pip install "numpy<2" --requirement requirements-serving.txt'
+        )
+    return ContainerServer(CONTAINER_SERVER)
 
 
 def _wheel_server(package: Path) -> WheelServer:

@@ -1,13 +1,16 @@
-"""Where a server may listen: addresses and ports, checked before it starts."""
+"""Where a server may listen: addresses and ports, checked before it starts; and how it is asked over HTTP."""
 
 from __future__ import annotations
 
 import socket
+import urllib.request
 from collections.abc import Mapping
 from contextlib import ExitStack
 from ipaddress import AddressValueError, IPv4Address
 
 from .errors import ServerStartError
+
+HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
 
 
 def check_host(host: str, *, allow_remote: bool) -> None:

@@ -9,37 +9,36 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
-import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TextIO, cast
-from uuid import uuid4
+from typing import IO, cast
 
 from .backend_folder import assemble
+from .belongings import Belongings, keep_belongings
+from .control import Control
 from .errors import ServerStartError
+from .events import Writable
 from .locate import ContainerServer, WheelServer, find_server
-from .network import check_host, claim_ports
+from .network import HTTP, check_host, claim_ports
 from .server_log import ServerLog
 from .stack import large_stacks
+from .watch import Watch, group_members
 
-EXIT_TIMEOUT_S = 30  # tritonserver waits this long for requests in flight, then leaves
-KILL_AFTER_S = EXIT_TIMEOUT_S + 15  # of SIGTERM; unloading the models takes a moment, too
+DRAIN_TIMEOUT_S = 30  # for requests in flight
+EXIT_TIMEOUT_S = 5  # for tritonserver to end when there are none; idle connections would hold it for longer
 POLL_INTERVAL_S = 0.05
-WATCH_INTERVAL_S = 1.0
 HEALTH_TIMEOUT_S = 5.0
 MAX_BODY_BYTES = 128 << 20  # of an HTTP request, decompressed: 64 MiB of a client's pack, as base64 in JSON too
-SHARED_MEMORY = Path("/dev/shm")
-HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
+END_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")  # of util-linux; the Python processes end with tritonserver
 
 
 class TritonProcess:
-    """Serve a model repository while a `with` block lasts.
+    """Serve a model repository while a `with` block lasts, and no longer than this process lives.
 
     Parameters
     ----------
@@ -76,7 +75,7 @@ class TritonProcess:
         metrics_port: int = 0,
         model_config_name: str | None = None,
         log_verbose: int = 0,
-        log_stream: TextIO | None = None,
+        log_stream: Writable | None = None,
         insecure_remote: bool = False,
         start_timeout_s: float = 900.0,
     ) -> None:
@@ -112,23 +111,32 @@ class TritonProcess:
         """Return the last 10,000 lines of the server's log."""
         return self._log.text()
 
-    def wait(self) -> str:
-        """Wait until the server, or one of its Python processes, ends by itself; return which.
+    def wait(self, timeout_s: float | None = None) -> str | None:
+        """Wait until the server, or one of its Python processes, ends by itself; return which, or None if none did.
 
-        tritonserver neither restarts such a process nor stops being ready: whoever serves should start anew.
+        tritonserver goes on without such a process, is ready, and fails what it gets: whoever serves should start anew.
         """
-        while True:
-            with suppress(subprocess.TimeoutExpired):
-                return f"tritonserver ended with status {self._process.wait(WATCH_INTERVAL_S)}"
-            if self._members - _group_members(self.pid):
-                return "a Python process of tritonserver died"
+        ended = self._watch.ended(timeout_s)
+        if not ended:
+            return None
+        if self.pid in ended:
+            return f"tritonserver ended with status {self._process.wait()}"
+        return f"a Python process of tritonserver died (pid {', '.join(map(str, sorted(ended)))})"
+
+    def kill(self) -> None:
+        """End the server and its Python processes at once, whatever they are doing."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
 
     def __enter__(self) -> TritonProcess:
         """Start the server; return when all models are ready."""
         with ExitStack() as cleanup:  # undoes what was done if anything below fails
             self._start(cleanup)
             self._wait_until_ready()
-            self._members = _group_members(self.pid)  # before anybody is told that it is ready
+            self._watch = Watch(group_members(self.pid))  # before anybody is told that it is ready
+            cleanup.callback(self._watch.close)
+            cleanup.callback(self._drain)
             self._cleanup = cleanup.pop_all()
         return self
 
@@ -142,21 +150,28 @@ class TritonProcess:
         server = find_server()
         check_host(self.host, allow_remote=self.insecure_remote or isinstance(server, ContainerServer))
         self.ports = claim_ports(self.host, self.ports)
-        region_prefix = f"vlembed_{uuid4().hex[:12]}_"
+        self._control = Control()
+        belongings = cleanup.enter_context(keep_belongings())
+        command = [*END_WITH_PARENT, str(server.executable), *self._flags(belongings), *self._control.flags()]
         environment = {"ORT_DISABLE_TELEMETRY": "1", **os.environ}  # it would keep files in the user's folders
+        # The Python processes take their packages from the first python3 on PATH.
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         if isinstance(server, WheelServer):
+            belongings.folder.mkdir(mode=0o700)
+            assemble(server, belongings.folder)
+            command.append(f"--backend-directory={belongings.folder}")
             environment |= wheel_environment(server)
-        command = [str(server.executable), *self._flags(region_prefix)]
         if takes_flag(server.executable, "http-max-input-size", environment):  # since Triton 2.59
             command.append(f"--http-max-input-size={MAX_BODY_BYTES}")
-        if isinstance(server, WheelServer):
-            folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vlembed-backends-")))
-            assemble(server, folder)
-            command.append(f"--backend-directory={folder}")
-        cleanup.callback(_remove_regions, region_prefix)
+        self._log = ServerLog(lambda: self._spawn(command, environment), self.log_stream)
+        cleanup.callback(self._log.close)
+        cleanup.callback(self._stop)
+
+    def _spawn(self, command: Sequence[str], environment: Mapping[str, str]) -> IO[str]:
+        """Start tritonserver, and return its output."""
         with large_stacks() as shortage:
             if shortage is not None:
-                print(f"warning: {shortage}", file=self.log_stream or sys.stderr, flush=True)
+                self._warn(shortage)
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -167,19 +182,16 @@ class TritonProcess:
                 env=environment,
                 start_new_session=True,  # Ctrl-C must not reach it: its requests would not be finished
             )
-        self._log = ServerLog(cast(IO[str], self._process.stdout), self.log_stream)
-        cleanup.callback(self._log.close)
-        cleanup.callback(self._stop)
+        return cast(IO[str], self._process.stdout)
 
-    def _flags(self, region_prefix: str) -> list[str]:
+    def _flags(self, belongings: Belongings) -> list[str]:
         flags: dict[str, object] = {
             "model-repository": self.repository,
-            "model-control-mode": "none",
             "strict-readiness": "true",
             "exit-on-error": "true",
             "exit-timeout-secs": EXIT_TIMEOUT_S,
             "log-verbose": self.log_verbose,
-            "backend-config": f"python,shm-region-prefix-name={region_prefix}",
+            "backend-config": f"python,shm-region-prefix-name={belongings.region_prefix}",
         }
         for endpoint, port in self.ports.items():
             flags |= {f"{endpoint}-address": self.host, f"{endpoint}-port": port}
@@ -213,15 +225,25 @@ class TritonProcess:
             pass
         return False
 
+    def _entrances(self) -> list[str]:
+        """Return the models that clients call, which are closed before the server ends: here all of them."""
+        return [config.parent.name for config in self.repository.glob("*/config.pbtxt")]
+
+    def _drain(self) -> None:
+        """Take no new requests, and let those in flight finish."""
+        if self._process.poll() is None and not self._control.drain(self.http_url, self._entrances(), DRAIN_TIMEOUT_S):
+            self._warn("the server is stopped before its requests in flight were finished.")
+
     def _stop(self) -> None:
-        """Let the requests in flight finish, then end every process of the group."""
+        """End every process of the group."""
         with suppress(ProcessLookupError):
             self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(KILL_AFTER_S)
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)  # what is left of it: normally nothing
-        self._process.wait()
+            self._process.wait(EXIT_TIMEOUT_S)
+        self.kill()
+
+    def _warn(self, message: str) -> None:
+        print(f"warning: {message}", file=self.log_stream or sys.stderr, flush=True)
 
 
 def takes_flag(executable: Path, flag: str, environment: Mapping[str, str]) -> bool:
@@ -231,28 +253,11 @@ def takes_flag(executable: Path, flag: str, environment: Mapping[str, str]) -> b
 
 
 def wheel_environment(server: WheelServer) -> dict[str, str]:
-    """Return what the wheel's server needs to find its libraries and the Python of its models."""
+    """Return what the wheel's server needs to find its libraries."""
     folders = [str(folder) for folder in server.library_folders]
     environment = {
-        "LD_LIBRARY_PATH": os.pathsep.join([*folders, os.environ.get("LD_LIBRARY_PATH", "")]).rstrip(os.pathsep),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-    }  # the stub takes its packages from the first python3 on PATH
+        "LD_LIBRARY_PATH": os.pathsep.join([*folders, os.environ.get("LD_LIBRARY_PATH", "")]).rstrip(os.pathsep)
+    }
     if not server.sees_gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ""  # so that KIND_AUTO means CPU
     return environment
-
-
-def _group_members(group: int) -> set[int]:
-    """Return the living processes of a process group."""
-    members = set()
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has just ended
-            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
-            if int(its_group) == group and state != "Z":
-                members.add(int(path.parent.name))
-    return members
-
-
-def _remove_regions(prefix: str) -> None:
-    for region in SHARED_MEMORY.glob(f"{prefix}*"):  # tritonserver removes its own, unless it was killed
-        region.unlink(missing_ok=True)

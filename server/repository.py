@@ -8,10 +8,12 @@ from pathlib import Path
 from .errors import ServerStartError
 
 TOWERS = ("vision_encoder", "language_model")
-MODELS = ("embed", "embed_text", "info", "pooling", "preprocess", *TOWERS)
+PUBLIC_MODELS = ("embed", "embed_text", "info")
+MODELS = (*PUBLIC_MODELS, "pooling", "preprocess", *TOWERS)
 DEFAULT_VARIANT = "cpu"  # of the configs beside `configs/`
 EXPORT_CURE = "Run `python -m export --checkpoint DIR_OR_HUB_ID --output REPOSITORY` and serve that."
 GRAPH = re.compile(r'default_model_filename:\s*"([^"]*)"')
+KIND_GPU = re.compile(r"kind:\s*KIND_GPU")
 PARAMETER = re.compile(r'parameters\s*\{\s*key:\s*"([^"]*)"\s*value\s*\{\s*string_value:\s*"([^"]*)"')
 
 
@@ -43,6 +45,11 @@ def check_repository(repository: Path, model_config_name: str | None = None) -> 
         )
     _check_graphs(repository, DEFAULT_VARIANT if model_config_name is None else model_config_name)
     _check_bounds(repository, model_config_name)
+
+
+def needs_gpu(repository: Path, model_config_name: str | None = None) -> bool:
+    """Tell whether the chosen variant has a model that runs on a GPU alone."""
+    return any(KIND_GPU.search(_config(repository / tower, model_config_name).read_text("utf-8")) for tower in TOWERS)
 
 
 def _check_graphs(repository: Path, variant: str) -> None:

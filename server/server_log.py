@@ -5,32 +5,43 @@ from __future__ import annotations
 import re
 import threading
 from collections import deque
-from typing import IO, TextIO
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import IO
+
+from .events import Writable
 
 MAX_LINES = 10_000
 MAX_FAILURE_LINES = 20
 LOAD_FAILURE = re.compile(r"""failed to load '([^']+)' version \d+: (.*?)"?$""")
 ERROR_LINE = re.compile(r"^(E\d{4} |error: )")
+OLD_ONNXRUNTIME = re.compile(r"com\.microsoft::PagedAttention.* has input size \d+ not in range")
+ONNXRUNTIME_CURE = (
+    "The CUDA variant needs ONNX Runtime 1.29 or newer, and this server's is older. Use a newer container, or "
+    "./scripts/install --gpu and the server of the wheel."
+)
 HARMLESS = "CudaDriverHelper"  # an E-line of every start without a GPU
 
 
 class ServerLog:
-    """Reads a stream in a thread until its end.
+    """Starts a server in a thread, and reads what it and its Python processes say there until the end.
 
     Parameters
     ----------
-    stream
-        Output of the server and of its Python processes.
+    start
+        Starts it, and returns its output. The kernel ends a process with the thread that started it, if it was told to
+        end it with its parent: this one lives as long as the server.
     relay
         Where to copy each line as it comes.
     """
 
-    def __init__(self, stream: IO[str], relay: TextIO | None = None) -> None:
-        self._stream = stream
+    def __init__(self, start: Callable[[], IO[str]], relay: Writable | None = None) -> None:
         self._relay = relay
         self._lines: deque[str] = deque(maxlen=MAX_LINES)
-        self._thread = threading.Thread(target=self._read, daemon=True)
+        started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._read, args=(start, started), daemon=True)
         self._thread.start()
+        started.result()  # or its error
 
     def text(self) -> str:
         """Return the last 10,000 lines."""
@@ -44,9 +55,15 @@ class ServerLog:
         """Return the lines that tell why the server failed: models that did not load, else errors, else the end."""
         return find_failure(self.text())
 
-    def _read(self) -> None:
-        with self._stream:
-            for line in self._stream:
+    def _read(self, start: Callable[[], IO[str]], started: Future[None]) -> None:
+        try:
+            stream = start()
+        except BaseException as error:
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        with stream:
+            for line in stream:
                 self._lines.append(line)
                 self._pass_on(line)
 
@@ -64,7 +81,8 @@ def find_failure(log: str) -> str:
     lines = log.splitlines()
     failures = {match[1]: _unescape(match[2]) for line in lines if (match := LOAD_FAILURE.search(line))}
     if failures:
-        return "\n".join(f"{model}: {reason}" for model, reason in failures.items())
+        cure = [ONNXRUNTIME_CURE] if any(OLD_ONNXRUNTIME.search(reason) for reason in failures.values()) else []
+        return "\n".join([*(f"{model}: {reason}" for model, reason in failures.items()), *cure])
     errors = [line for line in lines if ERROR_LINE.match(line) and HARMLESS not in line]
     return "\n".join((errors or lines)[-MAX_FAILURE_LINES:])
 

@@ -42,7 +42,7 @@ def test_ci_calls_the_test_command() -> None:
     ("arguments", "says"),
     [
         (["-m", "export", "--checkpoint", "no/such", "--output", "x"], "'no/such' is neither a folder nor a model"),
-        (["-m", "server", "--repository", "nowhere"], "nowhere"),
+        (["-m", "server", "--repository", "nowhere", "--health-port", "0"], "nowhere"),
     ],
 )
 def test_commands_refuse_in_a_sentence(arguments: list[str], says: str, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 VlembedError
 ├── InvalidInputError      what was asked is wrong; also a ValueError
-├── ConnectError           the server cannot be reached, or the connection broke
+├── ConnectError           the server cannot be reached, is stopping, or the connection broke
 ├── RequestTimeoutError    no answer in time
 ├── OverloadedError        the server takes no more now; the same request may do later
 ├── ServerError            the server failed, or refused for another reason
@@ -57,7 +57,7 @@ class InvalidInputError(VlembedError, ValueError):
 
 
 class ConnectError(VlembedError):
-    """The server cannot be reached, or the connection broke."""
+    """The server cannot be reached, is stopping, or the connection broke."""
 
 
 class RequestTimeoutError(VlembedError):

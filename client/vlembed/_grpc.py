@@ -110,6 +110,8 @@ class GrpcTransport:
             return closed()
         if status == "DEADLINE_EXCEEDED":
             return RequestTimeoutError(f"{self._url} gave no answer within {timeout_s:.2f} s. Pass a longer timeout_s.")
+        if status == "CANCELLED":  # not by us: a server cancels what it has not finished when it ends
+            return ConnectError(f"{self._url} cancelled the request ({message}). Is the server stopping?")
         if status == "UNAVAILABLE" and BROKEN.search(message):
             return ConnectError(f"cannot reach {self._url} ({message}). Is the server up, and is this its gRPC port?")
         if status == "UNIMPLEMENTED":

@@ -28,6 +28,11 @@ from ._exceptions import (
 Tensors: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
 FULL_QUEUE = re.compile(r"exceeds maximum queue size|request timeout expired", re.IGNORECASE)
+GOING = re.compile(  # of a server that stops, or that lost a process and should: others can answer, or its successor
+    r"server is stopping|server not ready|server exiting|not at ready state|has no available versions|"
+    r"stub process.* is not healthy",
+    re.IGNORECASE,
+)
 ENSEMBLE = re.compile(r"^in ensemble '\w+', ")  # what the server puts before the message of a step
 
 
@@ -117,6 +122,8 @@ def refusal(message: str, *, is_unavailable: bool, status: str) -> VlembedError:
             return InvalidInputError(line, items, code=str(told["code"]))
         except (KeyError, TypeError, ValueError):
             pass  # a message of somebody else
+    if GOING.search(message):
+        return ConnectError(f"the server is stopping or broken ({status}: {message}). Try again later.")
     if is_unavailable or FULL_QUEUE.search(message):
         return OverloadedError(f"the server takes no more now ({status}: {message}). Try again later.")
     return ServerError(f"the server refused or failed ({status}: {message}). Its log says more.")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from server.launch import TritonServer
-from server.process import HTTP
+from server.network import HTTP
 from tests.client.faults import client_threads, eventually, num_sockets
 from tests.samples import encode, image
 from vlembed import EmbeddingClient, Item, Retry, _failover

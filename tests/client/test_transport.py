@@ -362,6 +362,13 @@ def test_every_request_has_an_id_of_its_own(http_stub: HttpStub) -> None:
 # --- refusals ---
 
 OVERLOAD = "Exceeds maximum queue size"
+GOING = (  # a server that stops, or that lost one of its processes
+    "[request id: 1] Server is stopping, scheduler for model has stopped accepting new inference requests",
+    "Server not ready",
+    "Request for unknown model: 'embed_text' has no available versions",
+    "Request for unknown model: 'info' version 1 is not at ready state",
+    "in ensemble 'embed', Stub process 'preprocess_0_0' is not healthy.",
+)
 
 
 @pytest.mark.parametrize(
@@ -376,6 +383,7 @@ OVERLOAD = "Exceeds maximum queue size"
         (500, "failed", ServerError),
         (500, OVERLOAD, OverloadedError),
         (503, "not now", OverloadedError),
+        *((status, message, ConnectError) for status, message in zip((503, 503, 404, 503, 500), GOING, strict=True)),
     ],
 )
 def test_http_refusals(http_stub: HttpStub, status: int, message: str, kind: type[VlembedError]) -> None:
@@ -407,7 +415,13 @@ def test_a_proxys_refusals(http_stub: HttpStub, status: int, kind: type[VlembedE
         ("INTERNAL", "failed", ServerError),
         ("UNIMPLEMENTED", "no such method", ProtocolError),
         ("DEADLINE_EXCEEDED", "too late", RequestTimeoutError),
-        ("CANCELLED", "stopped", ServerError),
+        ("CANCELLED", "stopped", ConnectError),
+        *(
+            (status, message, ConnectError)
+            for status, message in zip(
+                ("UNAVAILABLE", "UNAVAILABLE", "NOT_FOUND", "UNAVAILABLE", "INTERNAL"), GOING, strict=True
+            )
+        ),
     ],
 )
 def test_grpc_refusals(grpc_stub: GrpcStub, status: str, message: str, kind: type[VlembedError]) -> None:

@@ -139,3 +139,11 @@ def test_on_a_device(cuda_repository: Path, checkpoint: Checkpoint) -> None:
     }
     first, second = (tower.run([request]) for _ in range(2))  # a memory pattern would be used the second time
     np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+@pytest.mark.skipif(runs_here(CUDA), reason="needs a machine without CUDA")
+def test_a_graph_that_asks_for_cuda_is_not_run_on_the_cpu(repository: Path) -> None:
+    graph = repository / "vision_encoder/1/model.onnx"
+    with pytest.raises(ExportError, match=r"CUDAExecutionProvider is not available.* \./scripts/install --gpu"):
+        Tower(graph, ("patches", "grid_thw"), "image_embeds", "CUDAExecutionProvider")

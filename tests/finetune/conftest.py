@@ -46,7 +46,7 @@ def served(serving_python: Path, tmp_path_factory: pytest.TempPathFactory) -> It
             exported = subprocess.run([serving_python, *export], cwd=ROOT, capture_output=True, text=True)
             assert exported.returncode == 0, exported.stderr
             command = ["-m", "server", "--repository", str(folder / "repository")]
-            ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+            ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--health-port", "0"]
             with (folder / "server.log").open("w", encoding="utf-8") as log:
                 server = subprocess.Popen(
                     [serving_python, *command, *ports], cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True

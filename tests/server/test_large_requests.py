@@ -220,9 +220,8 @@ def test_a_hard_limit_is_respected_and_told() -> None:
 
 @pytest.mark.triton
 def test_the_command_warns_of_a_low_hard_limit_and_serves(repository: Path) -> None:
-    serve = (
-        f'ulimit -s 8192 && exec "$0" -m server --repository {repository} --http-port 0 --grpc-port 0 --metrics-port 0'
-    )
+    ports = " ".join(f"--{endpoint}-port 0" for endpoint in ("http", "grpc", "metrics", "health"))
+    serve = f'ulimit -s 8192 && exec "$0" -m server --repository {repository} {ports}'
     process = subprocess.Popen(
         ["sh", "-c", serve, sys.executable], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

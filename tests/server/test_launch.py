@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,10 +23,8 @@ from server.network import check_host, claim_ports
 from server.process import TritonProcess, takes_flag, wheel_environment
 from server.repository import TOWERS, check_repository
 from server.server_log import find_failure
+from tests.server.processes import DEADLINE_S, ROOT, child_of, group_members, leftovers, served_by_command
 from tests.wire import Wire
-
-ROOT = Path(__file__).resolve().parents[2]
-DEADLINE_S = 120.0  # generous: only a hang reaches it
 
 
 @pytest.fixture
@@ -205,80 +199,20 @@ def test_failures_are_found_in_a_log() -> None:
 # --- the real server ---
 
 
-def vlembed_leftovers() -> set[str]:
-    """Return the shared memory regions and temporary folders of servers."""
-    return {path.name for path in Path("/dev/shm").glob("vlembed_*")} | {
-        path.name for path in Path(tempfile.gettempdir()).glob("vlembed-backends-*")
-    }
-
-
-def group_members(leader: int) -> list[int]:
-    """Return the processes of a process group."""
-    members = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[2]) == leader and fields[0] != "Z":
-            members.append(int(path.parent.name))
-    return members
-
-
-@contextmanager
-def served_by_command(repository: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run `python -m server` until it is ready; give the process and its line."""
-    command = [sys.executable, "-m", "server", "--repository", str(repository)]
-    ports = [f"--{endpoint}-port=0" for endpoint in ("http", "grpc", "metrics")]
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command + ports, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
-        try:
-            assert process.stdout is not None
-            yield process, process.stdout.readline()
-        finally:
-            process.terminate()
-            process.communicate(timeout=DEADLINE_S)
-
-
-def child_of(parent: int) -> int:
-    (child,) = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return int(child)
-
-
 @pytest.mark.triton
 @pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_command_serves_and_leaves_nothing(repository: Path, stop_signal: signal.Signals) -> None:
-    before = vlembed_leftovers()
+    before = leftovers()
     with served_by_command(repository) as (process, line):
         assert re.fullmatch(r"ready http://127\.0\.0\.1:\d+ grpc://127\.0\.0\.1:\d+\n", line)
-        assert vlembed_leftovers() - before  # what follows could fail
+        assert leftovers() - before  # what follows could fail
         members = group_members(child_of(process.pid))
         assert len(members) > 1
         process.send_signal(stop_signal)
         assert process.wait(DEADLINE_S) == 0
         assert process.communicate()[0] == ""  # the line was the only one
     assert not any(Path(f"/proc/{member}").exists() for member in members)
-    assert vlembed_leftovers() <= before
-
-
-@pytest.mark.triton
-def test_command_says_when_the_server_died(repository: Path) -> None:
-    before = vlembed_leftovers()
-    with served_by_command(repository) as (process, line):
-        assert line.startswith("ready ")
-        os.kill(child_of(process.pid), signal.SIGKILL)
-        assert process.wait(DEADLINE_S) == 1
-    assert vlembed_leftovers() <= before
-
-
-@pytest.mark.triton
-def test_command_stops_when_a_python_process_died(repository: Path) -> None:
-    """By itself tritonserver would go on being ready, and fail every second request."""
-    with served_by_command(repository) as (process, _):
-        server = child_of(process.pid)
-        stub = next(member for member in group_members(server) if member != server)
-        os.kill(stub, signal.SIGKILL)
-        assert process.wait(DEADLINE_S) == 1
+    assert leftovers() <= before
 
 
 @pytest.mark.triton
@@ -296,7 +230,7 @@ def test_command_stops_when_a_python_process_died(repository: Path) -> None:
 def test_command_refuses_in_one_sentence(folder: Path, arguments: list[str], message: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         values = {"folder": folder, "port": taken.getsockname()[1]}
-        command = [sys.executable, "-m", "server", *(argument.format(**values) for argument in arguments)]
+        command = [sys.executable, "-m", "server", "--health-port=0", *(text.format(**values) for text in arguments)]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith(message.format(**values))
@@ -305,7 +239,7 @@ def test_command_refuses_in_one_sentence(folder: Path, arguments: list[str], mes
 
 @pytest.mark.triton
 def test_broken_graph_is_told_in_a_few_lines(repository: Path, tmp_path: Path) -> None:
-    before, broken = vlembed_leftovers(), tmp_path / "broken"
+    before, broken = leftovers(), tmp_path / "broken"
     shutil.copytree(repository, broken)
     (broken / "language_model/1/model.onnx").write_bytes(b"no graph")
     with (
@@ -314,12 +248,12 @@ def test_broken_graph_is_told_in_a_few_lines(repository: Path, tmp_path: Path) -
     ):
         pass
     assert len(str(caught.value).splitlines()) < 6
-    assert vlembed_leftovers() <= before
+    assert leftovers() <= before
 
 
 @pytest.mark.triton
 def test_canary_finds_a_server_that_answers_nonsense(repository: Path, tmp_path: Path) -> None:
-    before, broken = vlembed_leftovers(), tmp_path / "broken"
+    before, broken = leftovers(), tmp_path / "broken"
     shutil.copytree(repository, broken)
     replace(
         broken / "pooling/1/model.py", "prefix / np.maximum(norm, EPSILON)", "2 * prefix / np.maximum(norm, EPSILON)"
@@ -332,7 +266,7 @@ def test_canary_finds_a_server_that_answers_nonsense(repository: Path, tmp_path:
         TritonServer(broken),
     ):
         pass
-    assert vlembed_leftovers() <= before
+    assert leftovers() <= before
 
 
 @pytest.mark.triton
@@ -387,4 +321,3 @@ def test_requests_in_flight_are_finished(tmp_path: Path) -> None:
     thread.join()
     client.close()
     assert answers == [[1]]
-    assert "in-flight" in server.log_text()

@@ -13,6 +13,7 @@ from typing import Any
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
+from gpu_session import CUDA, NoCudaError, open_on_gpu
 from ragged import Array, BatchError, Packing, Request
 from validation import GraphTensor, find_problems
 
@@ -24,7 +25,6 @@ GRAPH_LEVELS = {  # optimization.graph.level, as the stock backend reads it
 }
 EXECUTION_MODES = {"0": onnxruntime.ExecutionMode.ORT_SEQUENTIAL, "1": onnxruntime.ExecutionMode.ORT_PARALLEL}
 SWITCH = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
-CUDA = "CUDAExecutionProvider"
 ARENAS = {"0": "kNextPowerOfTwo", "1": "kSameAsRequested"}
 PARAMETERS: dict[str, tuple[str, Callable[[str], Any]]] = {  # key in the config -> session option, its reader
     "intra_op_thread_count": ("intra_op_num_threads", int),
@@ -52,14 +52,11 @@ class TritonPythonModel:
             path /= "model.onnx"
         if not path.exists():
             raise pb_utils.TritonModelException(f"{path} is missing. Run `python -m export` to make it.")
-        if args["model_instance_kind"] == "GPU":
-            onnxruntime.preload_dlls(directory="")  # CUDA's libraries, where pip installed them
-        self.session = onnxruntime.InferenceSession(path, session_options(config), providers=providers(args, config))
-        if args["model_instance_kind"] == "GPU" and CUDA not in self.session.get_providers():  # onnxruntime only warns
-            raise pb_utils.TritonModelException(
-                f"instance_group of '{args['model_name']}' asks for a GPU, which onnxruntime {onnxruntime.__version__} "
-                "cannot use here. Install onnxruntime-gpu with its CUDA libraries, or use KIND_CPU."
-            )
+        open_session = open_on_gpu if args["model_instance_kind"] == "GPU" else onnxruntime.InferenceSession
+        try:
+            self.session = open_session(path, session_options(config), providers(args, config))
+        except NoCudaError as error:
+            raise pb_utils.TritonModelException(str(error)) from None
         graph = _tensors(self.session.get_inputs()), _tensors(self.session.get_outputs())
         if problems := list(find_problems(config, *graph)):
             raise pb_utils.TritonModelException(

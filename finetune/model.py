@@ -332,7 +332,13 @@ def _preprocessor(folder: Path, config: Any, tokenizer: Any, max_pixels: int | N
 
 def _bounds(max_pixels: int | None) -> Bounds:
     """Return the server's bounds on an item, which training keeps, with an image budget within them."""
-    bounds = Bounds(max_items=UNBOUNDED, max_pack_tokens=UNBOUNDED, max_pack_image_tokens=UNBOUNDED)
+    bounds = Bounds(
+        max_items=UNBOUNDED,
+        max_pack_tokens=UNBOUNDED,
+        max_pack_image_tokens=UNBOUNDED,
+        max_pack_pixels=UNBOUNDED,
+        max_pack_text_bytes=UNBOUNDED,
+    )
     if max_pixels is None:
         return bounds
     if not bounds.min_pixels <= max_pixels <= bounds.max_pixels:

@@ -33,6 +33,7 @@ DRAIN_TIMEOUT_S = 30  # for requests in flight
 EXIT_TIMEOUT_S = 5  # for tritonserver to end when there are none; idle connections would hold it for longer
 POLL_INTERVAL_S = 0.05
 HEALTH_TIMEOUT_S = 5.0
+MAX_BODY_BYTES = 128 << 20  # of an HTTP request, decompressed: 64 MiB of a client's pack, as base64 in JSON too
 END_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")  # of util-linux; the Python processes end with tritonserver
 
 
@@ -159,7 +160,9 @@ class TritonProcess:
             belongings.folder.mkdir(mode=0o700)
             assemble(server, belongings.folder)
             command.append(f"--backend-directory={belongings.folder}")
-            environment |= _wheel_environment(server)
+            environment |= wheel_environment(server)
+        if takes_flag(server.executable, "http-max-input-size", environment):  # since Triton 2.59
+            command.append(f"--http-max-input-size={MAX_BODY_BYTES}")
         self._log = ServerLog(lambda: self._spawn(command, environment), self.log_stream)
         cleanup.callback(self._log.close)
         cleanup.callback(self._stop)
@@ -243,7 +246,14 @@ class TritonProcess:
         print(f"warning: {message}", file=self.log_stream or sys.stderr, flush=True)
 
 
-def _wheel_environment(server: WheelServer) -> dict[str, str]:
+def takes_flag(executable: Path, flag: str, environment: Mapping[str, str]) -> bool:
+    """Ask a tritonserver's own help whether it knows a flag."""
+    asked = subprocess.run([executable, "--help"], capture_output=True, text=True, env=environment, check=False)
+    return f"--{flag} " in asked.stdout + asked.stderr
+
+
+def wheel_environment(server: WheelServer) -> dict[str, str]:
+    """Return what the wheel's server needs to find its libraries."""
     folders = [str(folder) for folder in server.library_folders]
     environment = {
         "LD_LIBRARY_PATH": os.pathsep.join([*folders, os.environ.get("LD_LIBRARY_PATH", "")]).rstrip(os.pathsep)

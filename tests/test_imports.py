@@ -19,6 +19,7 @@ ALLOWED = {
     "model_repository/": {"numpy", TRITON},
     "model_repository/preprocess/1/": {"numpy", "PIL", "tokenizers"},
     "model_repository/preprocess/1/model.py": {"numpy", TRITON},
+    "model_repository/preprocess/1/metrics.py": {TRITON},
     "model_repository/preprocess/1/checkpoint_files.py": {"huggingface_hub"},  # never while serving, as settings.py
     "server/": set(),
     "server/backends/": {"numpy", "onnxruntime", TRITON},

@@ -17,6 +17,8 @@ BOUNDS = (  # the advertised ones that the client splits and checks by
     "max_tokens",
     "max_pack_tokens",
     "max_pack_image_tokens",
+    "max_pack_pixels",
+    "max_pack_text_bytes",
     "max_text_bytes",
     "max_image_bytes",
     "min_pixels",

@@ -28,6 +28,8 @@ class Cost:
     size_bytes: int = 0
     tokens: int = 0
     image_tokens: int = 0
+    text_bytes: int = 0
+    pixels: int = 0  # of the images whose header is easily read
     num_images: int = 0
     num_blanks: int = 0  # items without image and with an empty text
 
@@ -44,6 +46,8 @@ class Cost:
             self.size_bytes / MAX_PACK_BYTES,
             self.tokens / bounds["max_pack_tokens"],
             self.image_tokens / bounds["max_pack_image_tokens"],
+            self.text_bytes / bounds["max_pack_text_bytes"],
+            self.pixels / bounds["max_pack_pixels"],
         )
 
     def fits(self, bounds: Mapping[str, int]) -> bool:
@@ -109,6 +113,8 @@ def cost_of(item: PreparedItem, bounds: Mapping[str, int], max_pixels: int | Non
         size_bytes=len(item.instruction) + len(item.text) + len(item.image),
         tokens=min(tokens, bounds["max_tokens"]),
         image_tokens=image_tokens,
+        text_bytes=TEMPLATE_TOKENS + len(item.instruction) + len(item.text),
+        pixels=math.prod(item.image_size or (0,)),
         num_images=int(bool(item.image)),
         num_blanks=int(not item.image and not item.text),
     )

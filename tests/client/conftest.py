@@ -33,6 +33,8 @@ INFO = {
         "max_tokens": 1000,
         "max_pack_tokens": 2000,
         "max_pack_image_tokens": 64,
+        "max_pack_pixels": 2_000_000,
+        "max_pack_text_bytes": 20_000,
         "max_text_bytes": 5000,
         "max_image_bytes": 10_000,
         "max_image_pixels": 1_000_000,

@@ -67,6 +67,7 @@ def test_packs_that_the_server_finds_too_large(server: TritonServer) -> None:
         bounds = believing.info().bounds
         assert isinstance(bounds, dict)
         bounds |= {"max_items": 1000, "max_pack_tokens": 10**9, "max_pack_image_tokens": 10**9}
+        bounds |= {"max_pack_pixels": 10**12, "max_pack_text_bytes": 10**9}
         items = [*[f"text {number}" for number in range(130)], *[image(700, 700, seed=seed) for seed in range(12)]]
         assert_same(believing.embed(items).array, client.embed(items).array)
 

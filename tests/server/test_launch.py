@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -18,8 +19,9 @@ from tritonclient.grpc import InferenceServerClient
 
 from server import locate
 from server.launch import ServerStartError, TritonServer
+from server.locate import WheelServer, find_server
 from server.network import check_host, claim_ports
-from server.process import TritonProcess
+from server.process import TritonProcess, takes_flag, wheel_environment
 from server.repository import TOWERS, check_repository
 from server.server_log import find_failure
 from tests.server.processes import DEADLINE_S, ROOT, child_of, group_members, leftovers, served_by_command
@@ -190,6 +192,21 @@ def test_python_without_a_stub_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys, "version_info", (3, 99, 0))
     with pytest.raises(ServerStartError, match=r"no part for Python 3\.99\. Use one of \['3\.8'"):
         locate.find_server()
+
+
+@pytest.mark.parametrize(("flag", "is_taken"), [("http-max-input-size", True), ("http-max", False), ("other", False)])
+def test_a_flag_is_known_by_the_servers_help(tmp_path: Path, flag: str, is_taken: bool) -> None:
+    program = tmp_path / "tritonserver"
+    program.write_text("#!/bin/sh\necho '  --http-max-input-size <integer>' >&2\nexit 1\n")
+    program.chmod(0o755)
+    assert takes_flag(program, flag, dict(os.environ)) is is_taken
+
+
+@pytest.mark.triton
+def test_the_wheels_server_is_asked() -> None:
+    found = find_server()
+    environment = {**os.environ, **wheel_environment(found)} if isinstance(found, WheelServer) else dict(os.environ)
+    assert takes_flag(found.executable, "exit-timeout-secs", environment)
 
 
 def test_failures_are_found_in_a_log() -> None:

@@ -17,6 +17,8 @@ class Bounds:
     max_text_bytes: int = 262_144  # UTF-8 bytes of a text or an instruction
     max_image_bytes: int = 20_971_520  # bytes of an encoded image
     max_image_pixels: int = 67_108_864  # pixels of an image, checked before decoding
+    max_pack_pixels: int = 134_217_728  # pixels that the images of a pack have to be decoded; see `Picture.work_pixels`
+    max_pack_text_bytes: int = 1_048_576  # UTF-8 bytes of a pack that are tokenised, the instruction's for each item
     min_pixels: int = 4096  # an image is scaled up to at least this
     max_pixels: int = 1_843_200  # and down to at most this: 1800 visual tokens
 

@@ -7,6 +7,7 @@ headers, before a pixel is decoded. Knows nothing of sizes that a model wants.
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
     Image,
+    ImageChops,
     ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
@@ -26,12 +28,13 @@ from PIL import (
     WebPImagePlugin,
 )
 
+import gif_blocks
+import tiff_tags
 from errors import AGAIN, ItemError, shown
 from formats import find_format
 from jpeg_segments import Jpeg, read_jpeg
 from orientation import ORIENTATION, UPRIGHT, swaps_sides, turn_upright
 from png_chunks import Png, read_png
-from tiff_tags import without_metadata
 from webp_chunks import read_webp
 
 READERS: dict[str, type[ImageFile.ImageFile]] = {
@@ -50,6 +53,7 @@ AVIF_EXIF_ITEM = re.compile(rb"(infe[\2\3].{3}.{4}(?:..)?)Exif", re.DOTALL)
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_CHANNELS, TIFF_SAMPLE_FORMAT = 258, 262, 277, 339
 WHITE_IS_ZERO = 0
 UNSIGNED = 1
+SCANS_OF_A_PASS = 10  # as encoders of progressive JPEGs make
 MAX_META_BYTES = 1 << 20  # of an AVIF file, where its items are listed
 
 
@@ -68,6 +72,12 @@ class Picture:
         width, height = self.image.size
         return (height, width) if swaps_sides(self.orientation) else (width, height)
 
+    @property
+    def work_pixels(self) -> int:
+        """What decoding it takes, in pixels of an image of one pass: ten scans of a progressive JPEG are worth one."""
+        scans = self.structure.num_scans if isinstance(self.structure, Jpeg) else 1
+        return math.prod(self.image.size) * max(SCANS_OF_A_PASS, scans) // SCANS_OF_A_PASS
+
     def decode(self) -> Image.Image:
         """Return all of its pixels as 8-bit RGB, as a viewer shows them.
 
@@ -77,17 +87,18 @@ class Picture:
             The image is cut short, its data are broken, or its samples have no defined range.
         """
         with _failures_named(self.kind):
-            try:
-                covered = self.image.tile[0].extents if self.kind == "GIF" else None
-                self.image.load()
-                self._check_whole()
-                if isinstance(self.structure, Png):
-                    _scale_transparent_colour(self.image, self.structure)
-                rgb = to_rgb(self.image)
-                rgb = _on_canvas(rgb, covered) if covered else rgb
-                return turn_upright(rgb, self.orientation)
-            finally:
-                self.image.close()  # a pack's decoded images would fill the memory together
+            covered = self.image.tile[0].extents if self.kind == "GIF" else None
+            self.image.load()
+            self._check_whole()
+            if isinstance(self.structure, Png):
+                _scale_transparent_colour(self.image, self.structure)
+            rgb = to_rgb(self.image)
+            rgb = _on_canvas(rgb, covered) if covered else rgb
+            return turn_upright(rgb, self.orientation)
+
+    def close(self) -> None:
+        """Give the pixels back, those that `decode` returned included: a pack's would fill the memory together."""
+        self.image.close()
 
     def _check_whole(self) -> None:
         """Refuse a picture whose data end early where Pillow does not say so, by decoding it again.
@@ -107,7 +118,7 @@ class Picture:
             again.load()
             for top in range(0, self.image.height, STRIP_ROWS):
                 strip = (0, top, self.image.width, min(top + STRIP_ROWS, self.image.height))
-                if self.image.crop(strip).tobytes() != again.crop(strip).tobytes():
+                if not _are_equal(self.image.crop(strip), again.crop(strip)):
                     raise _undecodable(self.kind, f"truncated below row {top}")
 
 
@@ -140,8 +151,10 @@ def read_picture(data: bytes, *, exif_orientation: bool) -> Picture:
         data, orientation, num_frames = webp.data, webp.orientation, webp.num_frames
     elif kind == "AVIF":
         data = _without_exif(data)
+    elif kind == "GIF":
+        data = gif_blocks.without_metadata(data)
     elif kind == "TIFF":
-        data = without_metadata(data)
+        data = tiff_tags.without_metadata(data)
     with _failures_named(kind):
         try:
             image = READERS[kind](io.BytesIO(data))
@@ -202,6 +215,13 @@ def _without_exif(avif: bytes) -> bytes:
     return AVIF_EXIF_ITEM.sub(rb"\1none", avif[:MAX_META_BYTES]) + avif[MAX_META_BYTES:]
 
 
+def _are_equal(one: Image.Image, other: Image.Image) -> bool:
+    """Compare pixels; those of 8 bits where they lie, without packing them into bytes first."""
+    if one.mode in ("L", "RGB", "CMYK"):
+        return ImageChops.difference(one, other).getbbox(alpha_only=False) is None
+    return one.tobytes() == other.tobytes()
+
+
 def _ends_black(image: Image.Image) -> bool:
     """Tell whether the last row is all zero, as it is where it was not decoded."""
     return not np.asarray(image.crop((0, image.height - 1, *image.size))).any()
@@ -237,7 +257,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGB", image.size, WHITE)
         white.paste(image, mask=image.getchannel("A"))
         return white
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def _on_canvas(rgb: Image.Image, covered: tuple[int, int, int, int]) -> Image.Image:

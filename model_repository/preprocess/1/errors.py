@@ -34,6 +34,7 @@ class PackError(ValueError):
             detail["message"] = str(error)
         super().__init__(f"{message}\n{json.dumps({'code': code, 'items': details})}")
         self.code = code
+        self.codes = {error.code for _, error in bad} or {code}  # what is wrong, of the items if they say it
 
     @classmethod
     def of_items(cls, errors: Mapping[int, ItemError], num_items: int) -> PackError:

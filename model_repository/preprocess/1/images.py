@@ -8,6 +8,7 @@ Letters: H, W pixels of the resized image; V visual tokens, H/32 x W/32.
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ MERGE = 2  # a visual token is MERGE x MERGE patches
 TOKEN_PX = PATCH_PX * MERGE
 TEMPORAL = 2  # a still image fills both frames of a patch
 PATCH_SIZE = MERGE * MERGE * 3 * TEMPORAL * PATCH_PX * PATCH_PX  # 6144 bytes of one visual token
+PATCH_ROW = np.dtype((np.void, PATCH_PX))  # the samples of a patch's row lie side by side and are moved as one
 MAX_RATIO = 200
 
 
@@ -52,6 +54,7 @@ def open_image(
     max_pixels: int,
     max_image_bytes: int,
     max_image_pixels: int,
+    max_work_pixels: int | None = None,
     exif_orientation: bool = True,
 ) -> OpenImage:
     """Read the header of an encoded image (or a `data:` URI of one) and settle its resized size.
@@ -74,6 +77,12 @@ def open_image(
             "IMAGE_TOO_LARGE",
             f"image is {width} x {height} = {width * height} pixels; the server takes {max_image_pixels}. "
             "Scale it down.",
+        )
+    if max_work_pixels is not None and picture.work_pixels > max_work_pixels:
+        raise ItemError(
+            "IMAGE_TOO_COMPLEX",
+            f"image is {width} x {height} pixels in so many passes that they count as {picture.work_pixels}; "
+            f"the server takes {max_work_pixels} of a pack. Encode it again, in fewer scans.",
         )
     if max(width, height) > MAX_RATIO * min(width, height):
         raise ItemError(
@@ -115,9 +124,10 @@ def write_patches(opened: OpenImage, out: npt.NDArray[np.uint8]) -> None:
     ItemError
         The image is cut short, its data are broken, or its samples have no defined range.
     """
-    rgb = opened.picture.decode().resize((opened.width, opened.height), Resampling.BICUBIC)
+    with closing(opened.picture) as picture:
+        rgb = picture.decode().resize((opened.width, opened.height), Resampling.BICUBIC)
     rows, columns = opened.grid
-    pixels = np.asarray(rgb).reshape(rows, MERGE, PATCH_PX, columns, MERGE, PATCH_PX, 3)
-    patches = pixels.transpose(0, 3, 1, 4, 6, 2, 5)  # (rows, columns, MERGE, MERGE, 3, PATCH_PX, PATCH_PX)
-    frames = out.reshape(rows, columns, MERGE, MERGE, 3, TEMPORAL, PATCH_PX, PATCH_PX)
-    frames[...] = patches[:, :, :, :, :, None]
+    frames = out.view(PATCH_ROW).reshape(rows, columns, MERGE, MERGE, 3, TEMPORAL, PATCH_PX)
+    for channel, band in enumerate(rgb.split()):
+        pixels = np.asarray(band).view(PATCH_ROW).reshape(rows, MERGE, PATCH_PX, columns, MERGE)
+        frames[:, :, :, :, channel] = pixels.transpose(0, 3, 1, 4, 2)[:, :, :, :, None]  # both frames

@@ -18,7 +18,7 @@ from orientation import UPRIGHT, read_orientation
 
 MAX_SCANS = 100  # a progressive JPEG has about ten; each one costs a pass over all pixels
 MAX_SEGMENTS = 10_000
-TEM, SOI, EOI, SOS, APP0, APP1, APP14, APP15, COM = 0x01, 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
+TEM, SOI, EOI, SOS, DRI, APP0, APP1, APP14, APP15, COM = 0x01, 0xD8, 0xD9, 0xDA, 0xDD, 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
 RESTARTS = range(0xD0, 0xD8)
 FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame, of any coding
 PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
@@ -35,6 +35,7 @@ class Jpeg:
     data: bytes  # without what no pixel depends on
     orientation: int
     num_restarts: int  # modulo 8, in the last scan
+    num_scans: int
 
     @property
     def continued(self) -> bytes:
@@ -92,7 +93,7 @@ def read_jpeg(data: bytes) -> Jpeg:
     """
     kept = [data[:2]]
     coefficients = Coefficients()
-    orientation, num_scans, num_restarts = UPRIGHT, 0, 0
+    orientation, num_scans, num_restarts, has_restarts = UPRIGHT, 0, 0, False
     offset = 2
     for _ in range(MAX_SEGMENTS):
         found = MARKER.search(data, offset)  # decoders pass over bytes between segments
@@ -112,10 +113,12 @@ def read_jpeg(data: bytes) -> Jpeg:
             coefficients.add_scan(header)
             scan = END_OF_SCAN.search(data, end)
             begin, end = end, scan.start() if scan else len(data)
-            num_restarts = _count_restarts(data, begin, end)
+            num_restarts = _count_restarts(data, begin, end) if has_restarts else 0
             kept.append(data[start:end].rstrip(b"\xff"))
         elif marker in FRAMES:
             coefficients.begin_frame(marker, header)
+        elif marker == DRI:
+            has_restarts = any(header)
         elif marker == APP1 and header.startswith(b"Exif\0\0") and orientation == UPRIGHT:
             orientation = read_orientation(header)
         if marker != SOS and (marker in (APP0, APP14) or not (APP0 <= marker <= APP15 or marker == COM)):
@@ -129,7 +132,7 @@ def read_jpeg(data: bytes) -> Jpeg:
         )
     if not coefficients.are_complete():
         raise _cut_short(f"what should follow scan {num_scans} is missing")
-    return Jpeg(b"".join([*kept, bytes([0xFF, EOI])]), orientation, num_restarts)
+    return Jpeg(b"".join([*kept, bytes([0xFF, EOI])]), orientation, num_restarts, num_scans)
 
 
 def _count_restarts(data: bytes, begin: int, end: int) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from preprocessing import Bounds, PackError, Preprocessor, check_parameters
+from metrics import Counters
+from preprocessing import Abandoned, Bounds, PackError, Preprocessor, check_parameters
 
 
 class TritonPythonModel:
@@ -19,7 +20,8 @@ class TritonPythonModel:
         """Read the tokenizer and the settings that export put beside this file."""
         parameters = json.loads(args["model_config"])["parameters"]
         folder = Path(args["model_repository"]) / args["model_version"]
-        self.preprocessor = Preprocessor(folder, Bounds.from_parameters(parameters))
+        self.counters = Counters()
+        self.preprocessor = Preprocessor(folder, Bounds.from_parameters(parameters), self.counters.add_image)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request by itself: the error of one is nobody else's."""
@@ -35,14 +37,24 @@ class TritonPythonModel:
                 dimensions=_value(request, "dimensions"),
                 max_pixels=_value(request, "max_pixels"),
                 truncate=bool(_value(request, "truncate")),
+                is_wanted=lambda: not request.is_cancelled(),
             )
+        except Abandoned:
+            self.counters.add_drop()
+            return _error("the caller has gone", pb_utils.TritonError.CANCELLED)
         except PackError as error:
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
+            self.counters.add_refusal(error.codes)
+            return _error(str(error), pb_utils.TritonError.INVALID_ARG)
+        self.counters.add_pack(pack.num_text_tokens, pack.num_image_tokens)
         tensors = dict(vars(pack))
         requested = request.requested_output_names()
         if "image_embeds" in requested:
             tensors["image_embeds"] = np.zeros((1, 1, self.preprocessor.image_embeds_size), np.float32)
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, tensors[name]) for name in requested])
+
+
+def _error(message: str, code: int) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
 
 
 def _values(request: Any, name: str) -> list[bytes] | None:

@@ -9,6 +9,7 @@ Letters: n items of the pack, T tokens, V visual tokens, D hidden size.
 from __future__ import annotations
 
 import json
+import time
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,10 @@ class Pack:
     num_image_tokens: npt.NDArray[np.int32]  # (n,)
 
 
+class Abandoned(Exception):  # noqa: N818
+    """Nobody waits for the pack any more."""
+
+
 class Layout(NamedTuple):
     """The tokens of one item."""
 
@@ -59,14 +64,19 @@ class Preprocessor:
         Holds `tokenizer.json` of the checkpoint and `preprocessing.json`, which export derives from its other files.
     bounds
         What a request may cost.
+    observe_decoding
+        Called for every image that was decoded, resized and cut, with its format and the processor seconds it took.
     """
 
-    def __init__(self, folder: Path, bounds: Bounds) -> None:
+    def __init__(
+        self, folder: Path, bounds: Bounds, observe_decoding: Callable[[str, float], None] = lambda kind, seconds: None
+    ) -> None:
         settings: dict[str, Any] = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.bounds = bounds
+        self._observe_decoding = observe_decoding
         self.hidden_size: int = settings["hidden_size"]
         self.min_dimensions: int = settings["min_dimensions"]
         self.image_embeds_size: int = settings["image_embeds_size"]  # 4D for a DeepStack of three
@@ -83,6 +93,7 @@ class Preprocessor:
         dimensions: int | None = None,
         max_pixels: int | None = None,
         truncate: bool = False,
+        is_wanted: Callable[[], bool] = lambda: True,
     ) -> Pack:
         """Preprocess one request.
 
@@ -99,9 +110,13 @@ class Preprocessor:
         truncate
             Cut over-long text to `max_text_bytes` and `max_tokens` instead of refusing it; `num_text_tokens` tells
             what was left.
+        is_wanted
+            Asked before each step of an item whether anybody still waits for the pack.
 
         Raises
         ------
+        Abandoned
+            Nobody waits for it any more.
         PackError
             Listing every bad item, with its index, the value, the rule and the cure.
         """
@@ -113,6 +128,8 @@ class Preprocessor:
             """Run a step for every item that is still good, and keep what the bad ones say."""
             results = []
             for i in range(num_items):
+                if not is_wanted():
+                    raise Abandoned
                 try:
                     results.append(step(i) if i not in errors else None)
                 except ItemError as error:
@@ -131,8 +148,21 @@ class Preprocessor:
         elif image is not None:
             each(lambda i: _require_content(texts[i], images[i]))
 
+        text_bytes = sum(len(content.encode()) for content in [*instructions, *texts] if content)
+        work_pixels = sum(opened.picture.work_pixels for opened in images if opened)
+        self._check_pack(  # before a text is tokenised or a pixel decoded
+            ("bytes of text to tokenise", text_bytes, self.bounds.max_pack_text_bytes),
+            ("pixels to decode", work_pixels, self.bounds.max_pack_pixels),
+        )
         layouts: list[Layout] = each(lambda i: self._layout(instructions[i], texts[i], images[i], truncate))
-        self._check_pack([layout for layout in layouts if layout])  # before any pixel is decoded
+        self._check_pack(  # before a pixel is decoded
+            ("tokens", sum(len(layout.input_ids) for layout in layouts if layout), self.bounds.max_pack_tokens),
+            (
+                "visual tokens",
+                sum(layout.num_image_tokens for layout in layouts if layout),
+                self.bounds.max_pack_image_tokens,
+            ),
+        )
         patches, grids = self._patches(images, each)
         if errors:
             raise PackError.of_items(errors, num_items)
@@ -206,11 +236,10 @@ class Preprocessor:
             )
         return num_items
 
-    def _check_pack(self, layouts: Sequence[Layout]) -> None:
-        for what, size, bound in (
-            ("tokens", sum(len(layout.input_ids) for layout in layouts), self.bounds.max_pack_tokens),
-            ("visual tokens", sum(layout.num_image_tokens for layout in layouts), self.bounds.max_pack_image_tokens),
-        ):
+    @staticmethod
+    def _check_pack(*costs: tuple[str, int, int]) -> None:
+        """Refuse a pack over a bound: each cost is what is counted, how much of it there is, and the bound."""
+        for what, size, bound in costs:
             if size > bound:
                 raise PackError(
                     "PACK_TOO_LARGE", f"the pack has {size} {what}; the server takes {bound}. Send it in parts."
@@ -248,6 +277,7 @@ class Preprocessor:
             max_pixels=max_pixels,
             max_image_bytes=bounds.max_image_bytes,
             max_image_pixels=bounds.max_image_pixels,
+            max_work_pixels=bounds.max_pack_pixels,
             exif_orientation=self.exif_orientation,
         )
 
@@ -284,7 +314,9 @@ class Preprocessor:
 
         def write(i: int) -> None:
             if opened := images[i]:
+                started = time.thread_time()
                 write_patches(opened, patches[ends[i] - counts[i] : ends[i]])
+                self._observe_decoding(opened.picture.kind, time.thread_time() - started)
 
         each(write)
         return patches, [(1, rows * MERGE, columns * MERGE) for rows, columns in (o.grid for o in images if o)]

@@ -29,7 +29,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from demo.untrained import ARCHITECTURE_2B, train_tokenizer, write_untrained
 from export.__main__ import export
-from export.validate import lay_out
+from export.reference import lay_out
 from server.launch import TritonServer
 from server.paths import local_path
 from vlembed import EmbeddingClient

@@ -15,8 +15,8 @@ from export.language_model import LanguageModel
 from export.operators import FusedOperators
 from export.packing import Segments
 from export.prefixes import Prefixes
+from export.reference import lay_out
 from export.to_onnx import example_language_inputs, to_onnx
-from export.validate import lay_out
 from vlembed._client import DEFAULT_QUERY_INSTRUCTION
 
 Request = dict[str, np.ndarray]

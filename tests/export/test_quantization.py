@@ -18,7 +18,8 @@ from PIL import Image
 from export import quantization
 from export.__main__ import export, export_towers
 from export.calibration import QUERY_INSTRUCTION, Sample, read_samples, samples
-from export.checkpoint import Checkpoint, DisagreementError, ExportError
+from export.checkpoint import Checkpoint
+from export.errors import DisagreementError, ExportError
 from export.quantization import (
     QuantizedLinear,
     integer_speed,

@@ -99,14 +99,16 @@ def export(
     chosen = choose_variants(variants, precisions)
     if min_cosine is not None:
         chosen = [variant.bounded(min_cosine) for variant in chosen]
+    examples = read_samples(calibration) if calibration else list(samples())
     checkpoint = replace(open_checkpoint(name), exif_orientation=exif_orientation)
     with new_repository(output, overwrite=overwrite) as repository:
         say(f"{checkpoint.name}: hidden size {checkpoint.hidden_size}, DeepStack of {checkpoint.num_deepstack}")
+        write_small_files(repository, checkpoint, chosen)
         model = checkpoint.load_model()
         say("weights loaded")
         cases = reference_cases(checkpoint, model)
         if any(variant.precision.in_integers for variant in chosen):
-            cases += sample_cases(checkpoint, model, read_samples(calibration) if calibration else samples())
+            cases += sample_cases(checkpoint, model, examples)
         say(f"transformers ran {len(cases)} cases")
         report: dict[str, float] = {}
         beginnings = [checkpoint.beginning(instruction) for instruction in {*INSTRUCTIONS, *instructions}]
@@ -120,7 +122,7 @@ def export(
                 chosen[index] = variant = replace(variant, precision=FP32)
                 report |= export_towers(repository, checkpoint, model, cases, variant, beginnings, say)
             say(f"{variant.name}: both towers exported in {variant.precision.name}")
-        write_small_files(repository, checkpoint, chosen)
+        write_info(repository, checkpoint, chosen)
         del model  # before the graphs take as much memory again
         gc.collect()
         for variant in chosen:
@@ -196,11 +198,15 @@ def rounded(model: Any, dtype: torch.dtype) -> Any:
 
 
 def write_small_files(repository: Path, checkpoint: Checkpoint, variants: list[Variant]) -> None:
-    """Fill in the configs' sizes and put the tokenizer, the prompt and the self-description in their places."""
+    """Fill in the configs' sizes and put the tokenizer and the prompt in their places."""
     drop_configs(repository, [variant.name for variant in variants])
     fill_sizes(repository, checkpoint.hidden_size, checkpoint.image_embeds_size)
     checkpoint.copy_tokenizer(repository / "preprocess/1")
     write_json(repository / "preprocess/1/preprocessing.json", checkpoint.preprocessing())
+
+
+def write_info(repository: Path, checkpoint: Checkpoint, variants: list[Variant]) -> None:
+    """Write the self-description of what the repository holds."""
     info = {
         "checkpoint": checkpoint.name,
         "dimensions": checkpoint.hidden_size,

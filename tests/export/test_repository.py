@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.__main__ import export, write_small_files
+from export.__main__ import export, write_info, write_small_files
 from export.checkpoint import Checkpoint, ExportError
 from export.repository import TEMPLATE
 from export.variants import FP32, VARIANTS
@@ -65,6 +65,7 @@ def test_whether_pictures_are_turned_is_written(checkpoint: Checkpoint, tmp_path
         (tmp_path / folder).mkdir(parents=True)
     as_stored = dataclasses.replace(checkpoint, exif_orientation=False)
     write_small_files(tmp_path, as_stored, [VARIANTS["cpu"]])
+    write_info(tmp_path, as_stored, [VARIANTS["cpu"]])
     assert json.loads((tmp_path / "preprocess/1/preprocessing.json").read_text())["exif_orientation"] is False
     variant = json.loads((tmp_path / "info/1/info.json").read_text())["variants"]["cpu"]
     assert variant["fingerprint"] == as_stored.fingerprint({"precision": "fp32"})

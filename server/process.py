@@ -128,6 +128,9 @@ class TritonProcess:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
+        deadline = time.monotonic() + EXIT_TIMEOUT_S
+        while group_members(self.pid) and time.monotonic() < deadline:  # they hold its ports until they are gone
+            time.sleep(POLL_INTERVAL_S)
 
     def __enter__(self) -> TritonProcess:
         """Start the server; return when all models are ready."""

@@ -172,8 +172,7 @@ def test_a_server_that_is_killed_in_the_middle_of_a_run(demo_server: TritonServe
         while not (output / "manifest.jsonl").exists() or len(read_manifest(output).records) < 3:
             assert not report.done()
             time.sleep(0.01)
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        server.kill()
         assert len(read_manifest(output).records) < 10
         with TritonServer(demo_server.repository, http_port=ports["http"], grpc_port=ports["grpc"]):
             assert report.result(120).num_embedded == len(texts)

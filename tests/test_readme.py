@@ -146,7 +146,7 @@ def test_the_file_map() -> None:
 
 
 def test_commands_and_links_exist() -> None:
-    for script in re.findall(r"\./(scripts/\w+)", README):
+    for script in re.findall(r"\./(scripts/[\w-]+)", README):
         assert (ROOT / script).is_file(), script
     for module in re.findall(r"python -m ([\w.]+)", README):
         path = ROOT / module.replace(".", "/")

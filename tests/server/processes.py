@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import tempfile
 import urllib.error
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from server.errors import ServerStartError
 from server.network import HTTP, claim_ports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,8 +49,14 @@ def child_of(parent: int) -> int:
 
 
 def free_ports() -> dict[str, int]:
-    """Return a free port for each endpoint of the command."""
-    return claim_ports("127.0.0.1", dict.fromkeys(ENDPOINTS, 0))
+    """Return a free port for each endpoint of the command, below those that connections of clients begin at.
+
+    A connection to a port that nobody listens at, as while a server is started again, may else be given that port.
+    """
+    while True:
+        chosen = dict(zip(ENDPOINTS, random.sample(range(20_000, 32_000), len(ENDPOINTS)), strict=True))
+        with suppress(ServerStartError):
+            return claim_ports("127.0.0.1", chosen)
 
 
 def get(url: str, body: bytes | None = None) -> tuple[int, str]:

@@ -50,9 +50,8 @@ def test_a_path_is_one(module: ModuleType, value: str) -> None:
     ids=lambda value: value[0] if isinstance(value, list) else value,
 )
 def test_a_command_refuses_a_url(tmp_path: Path, command: list[str], option: str) -> None:
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "client"), str(ROOT / "model_repository/preprocess/1")])
-    }
+    folders = [ROOT, ROOT / "client", ROOT / "model_repository/preprocess/1"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
     done = subprocess.run(
         [sys.executable, "-m", *command, "s3://bucket/out"],
         cwd=tmp_path,

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from server.errors import ServerStartError
 from server.network import HTTP, claim_ports
@@ -82,10 +83,16 @@ def served_by_command(
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
         try:
             assert process.stdout is not None
-            yield process, process.stdout.readline()
+            line = process.stdout.readline()
+            yield process, line or _read(log)
         finally:
             process.terminate()
             process.communicate(timeout=DEADLINE_S)
+
+
+def _read(log: IO[str]) -> str:
+    log.seek(0)
+    return log.read()
 
 
 @dataclass(frozen=True)

@@ -244,8 +244,22 @@ class SentenceTransformers(PeerProcess):
         return np.frombuffer(data, np.float32).reshape(shape)
 
 
-class HttpPeer(PeerProcess):
-    """A server over HTTP with one item a request, as its users' requests arrive."""
+class RequestPeer(PeerProcess):
+    """A server that takes one item a request, as its users' requests arrive."""
+
+    def embed(self, items: list[Item]) -> Vectors:
+        """Send a request for every item, many at a time."""
+        if len(items) == 1:
+            return self._embed_one(items[0])[None]
+        with ThreadPoolExecutor(CONCURRENCY) as pool:
+            return np.stack(list(pool.map(self._embed_one, items)))
+
+    def _embed_one(self, item: Item) -> Vectors:
+        raise NotImplementedError
+
+
+class HttpPeer(RequestPeer):
+    """Such a server over HTTP."""
 
     path = "/embed"
 
@@ -269,13 +283,6 @@ class HttpPeer(PeerProcess):
                 time.sleep(0.2)
             except SystemFailedError:  # it listens, and loads its model
                 time.sleep(0.2)
-
-    def embed(self, items: list[Item]) -> Vectors:
-        """Send a request for every item, many at a time."""
-        if len(items) == 1:
-            return self._embed_one(items[0])[None]
-        with ThreadPoolExecutor(CONCURRENCY) as pool:
-            return np.stack(list(pool.map(self._embed_one, items)))
 
     def _embed_one(self, item: Item) -> Vectors:
         answer = self._post(self._request(item))
@@ -346,7 +353,7 @@ class BentoMl(HttpPeer):
         return str(answer[0]["embedding"])
 
 
-class PyTriton(PeerProcess):
+class PyTriton(RequestPeer):
     """Triton's dynamic batching before the PyTorch model; one item a request, over gRPC."""
 
     name = "PyTriton"
@@ -370,13 +377,6 @@ class PyTriton(PeerProcess):
                 self.embed([PROBE])
                 return
             time.sleep(0.2)
-
-    def embed(self, items: list[Item]) -> Vectors:
-        """Send a request for every item, many at a time."""
-        if len(items) == 1:
-            return self._embed_one(items[0])[None]
-        with ThreadPoolExecutor(CONCURRENCY) as pool:
-            return np.stack(list(pool.map(self._embed_one, items)))
 
     def _embed_one(self, item: Item) -> Vectors:
         text, image = item

@@ -15,6 +15,7 @@ from typing import IO
 
 from server.errors import ServerStartError
 from server.network import HTTP, claim_ports
+from server.watch import group_members
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 120.0  # generous: only a hang reaches it
@@ -24,19 +25,6 @@ ENDPOINTS = ("http", "grpc", "metrics", "health")
 def leftovers() -> set[str]:
     """Return the shared memory regions and temporary folders of servers."""
     return {path.name for folder in ("/dev/shm", tempfile.gettempdir()) for path in Path(folder).glob("vlembed_*")}
-
-
-def group_members(leader: int) -> list[int]:
-    """Return the processes of a process group."""
-    members = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[2]) == leader and fields[0] != "Z":
-            members.append(int(path.parent.name))
-    return members
 
 
 def child_of(parent: int) -> int:

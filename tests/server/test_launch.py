@@ -24,7 +24,8 @@ from server.network import check_host, claim_ports
 from server.process import TritonProcess, takes_flag, wheel_environment
 from server.repository import TOWERS, check_repository
 from server.server_log import find_failure
-from tests.server.processes import DEADLINE_S, ROOT, child_of, group_members, leftovers, served_by_command
+from server.watch import group_members
+from tests.server.processes import DEADLINE_S, ROOT, child_of, leftovers, served_by_command
 from tests.wire import Wire
 
 

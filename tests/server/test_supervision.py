@@ -27,6 +27,7 @@ from server.events import EventLog
 from server.health import serve_health
 from server.launch import TritonServer
 from server.supervisor import MAX_FAULTS, ServerDiedError, Supervisor
+from server.watch import group_members
 from tests.client.faults import eventually
 from tests.samples import encode, image
 from tests.server.processes import (
@@ -36,7 +37,6 @@ from tests.server.processes import (
     Served,
     free_ports,
     get,
-    group_members,
     leftovers,
     served,
 )
